@@ -1,0 +1,237 @@
+"""Model folders: where they are, what is in them, and how they become models in memory."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lopside.errors import LopsideError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# Models that come with the repository: name -> folder, relative to its root.
+BUILT_IN = {"docs-bart-mini": Path("models/docs-bart-mini")}
+
+# What belongs to a model beside config.json and weights: the settings of generate(), and tokenizers of all kinds.
+GENERATION_CONFIG = "generation_config.json"
+COMPANIONS = (
+    GENERATION_CONFIG,
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+    "bpe.codes",
+    "*.model",
+    "*.spm",
+)
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
+
+
+def model_folder(name: str) -> Path:
+    """The folder of the model that params.yaml calls ``name``. Raises LopsideError for an unknown one."""
+    if name not in BUILT_IN:
+        raise LopsideError(f"model: {name!r} is unknown. Allowed: {', '.join(BUILT_IN)}")
+    return BUILT_IN[name]
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """A model folder's config.json as it stands. Raises LopsideError where it is absent or no JSON object."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise LopsideError(f"{folder}: there is no such model folder")
+    return _read_object(folder / "config.json")
+
+
+def weight_files(folder: str | Path) -> list[Path]:
+    """The safetensors files of a model folder: one, or the shards that its index names; each seen to be whole.
+
+    Raises LopsideError that names the file which is missing, cut short or of another format.
+    """
+    folder = Path(folder)
+    if (folder / WEIGHTS).is_file():
+        found = [folder / WEIGHTS]
+    elif (folder / INDEX).is_file():
+        found = _shards(folder / INDEX)
+    else:
+        others = sorted(path.name for pattern in OTHER_WEIGHTS for path in folder.glob(pattern))
+        if not others:
+            raise LopsideError(f"{folder / WEIGHTS}: the model's weights are missing")
+        raise LopsideError(
+            f"{folder / others[0]}: weights are read from safetensors files alone; load the model once where you trust "
+            f"it and call its save_pretrained(), which writes {WEIGHTS}"
+        )
+    for path in found:
+        _check_whole(path)
+    return found
+
+
+def check_model(folder: str | Path) -> None:
+    """Raise LopsideError where config or weights are missing or broken; reads no weights, so it takes no time."""
+    read_config(folder)
+    weight_files(folder)
+
+
+def copy_companions(source: Path, target: Path) -> None:
+    """Copy generation settings and tokenizer files, unchanged, from one model folder to another."""
+    for path in _companions(source):
+        shutil.copyfile(path, target / path.name)
+
+
+def copy_model(source: Path, target: Path) -> None:
+    """Copy what a model needs, and nothing else that lies in its folder, into the existing folder ``target``.
+
+    Raises LopsideError where config or weights are missing or broken.
+    """
+    read_config(source)
+    weights = weight_files(source)
+    index = [source / INDEX] if weights[0].name != WEIGHTS else []
+    for path in [source / "config.json", *index, *weights]:
+        shutil.copyfile(path, target / path.name)
+    copy_companions(source, target)
+
+
+def load_model(
+    folder: str | Path,
+    dtype: "torch.dtype | None" = None,
+    device: "str | torch.device" = "cpu",
+    attention: str = "sdpa",
+) -> "PreTrainedModel":
+    """The model in ``folder``, in evaluation mode, in ``dtype`` (None: float32, whatever the file's own).
+
+    Raises LopsideError where the folder is no model for summarising, or weights and model do not fit each other:
+    nothing is ever left at random values.
+    """
+    folder = Path(folder)
+    check_model(folder)
+
+    import torch
+    from transformers import AutoModelForSeq2SeqLM
+
+    with _quiet():
+        try:
+            model, found = AutoModelForSeq2SeqLM.from_pretrained(
+                folder,
+                dtype=dtype or torch.float32,
+                attn_implementation=attention,
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # so that they are named, below, and refused
+            )
+        except (ValueError, RuntimeError) as error:
+            raise LopsideError(f"{folder}: cannot be loaded as a model: {_first_line(error)}") from error
+    faults = {
+        "lack": found["missing_keys"],
+        "hold, unknown to the model,": found["unexpected_keys"],
+        "hold, in a shape that config.json does not give,": {name for name, *_ in found["mismatched_keys"]},
+    }
+    for fault, names in faults.items():
+        if names:
+            raise LopsideError(f"{folder}: the weights {fault} {_some(names)}")
+    _align(model)
+    loaded: PreTrainedModel = model.eval().to(device)
+    return loaded
+
+
+def load_tokenizer(folder: str | Path) -> "PreTrainedTokenizerBase":
+    """The tokenizer in ``folder``. Raises LopsideError where there is none."""
+    folder = Path(folder)
+    read_config(folder)
+    if not any(path.name != GENERATION_CONFIG for path in _companions(folder)):
+        # For some families transformers would make one up from the special tokens alone.
+        raise LopsideError(f"{folder}: there is no tokenizer")
+
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise LopsideError(f"{folder}: its tokenizer cannot be loaded: {_first_line(error)}") from error
+
+
+def _companions(folder: Path) -> list[Path]:
+    return sorted({path for pattern in COMPANIONS for path in folder.glob(pattern) if path.is_file()})
+
+
+def _align(model: "PreTrainedModel") -> None:
+    """Copy weights that do not begin at a multiple of 64 bytes to where they do.
+
+    The loader maps the file, so where tensors begin depends on the length of its header: different for parent and
+    pruned. CPU kernels for a batch of one then sum in another order, so that last digits (and times) would differ.
+    """
+    for tensor in [*model.parameters(), *model.buffers()]:
+        if tensor.data_ptr() % 64:
+            tensor.data = tensor.data.clone()
+
+
+def _shards(index: Path) -> list[Path]:
+    read = _read_object(index)
+    weight_map = read.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
+        raise LopsideError(f"{index}: has no weight_map from tensors to files")
+    if "metadata" not in read:
+        raise LopsideError(f"{index}: has no metadata, without which transformers cannot read it")
+    shards = [index.parent / name for name in sorted(set(weight_map.values()))]
+    for shard in shards:
+        if not shard.is_file():
+            raise LopsideError(f"{shard}: is missing, though {index.name} names it")
+    return shards
+
+
+def _check_whole(path: Path) -> None:
+    """Raise LopsideError unless the file's header can be read and its size is what the header says."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise LopsideError(f"{path}: is not a whole safetensors file: {_first_line(error)}") from error
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise LopsideError(f"{path}: is missing") from None
+    except (OSError, ValueError) as error:
+        raise LopsideError(f"{path}: cannot be read as JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise LopsideError(f"{path}: is not a JSON object")
+    return value
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _some(names: set[str]) -> str:
+    shown = sorted(names)[:3]
+    return ", ".join(shown) + (f" and {len(names) - len(shown)} more" if len(names) > len(shown) else "")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers from drawing bars and reports while it loads: what matters of them is raised instead.
+
+    Its warning about FLAN-T5, that embeddings and output layer are not tied, would also alarm without a cause.
+    """
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,125 @@
+"""Which layers of a stack stay: pure functions from (layers, sixths, strategy) to zero-based indices."""
+
+import csv
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from functools import cache
+from importlib.resources import files
+from itertools import pairwise
+
+from lopside.errors import LopsideError
+
+STRATEGIES = ("uniform", "published", "first", "last", "explicit")
+
+# The end of each stack that `uniform` keeps when it keeps one layer only: the better of first and last, as measured
+# by fine-tuning both on the built-in model (see README); -1 is the last layer.
+SINGLE = {"encoder": 0, "decoder": -1}
+
+
+def keep_layers(
+    layers: int,
+    sixths: int,
+    strategy: str,
+    explicit: Sequence[int] | None = None,
+    single: int = 0,
+    key: str = "explicit",
+) -> tuple[int, ...]:
+    """Choose the layers of one stack that stay.
+
+    layers: how many the stack has, 1 or more.
+    sixths: the share to keep, 1 to 6; :func:`kept_count` says how many layers that is. Not read by ``explicit``.
+    strategy: one of :data:`STRATEGIES`.
+        uniform: evenly spread, first and last included where two or more are kept. Kept layer i of n is
+        i * (layers - 1) / (n - 1), rounded to the nearest whole number, halves upwards.
+        published: the table of Campos and Zhai for stacks of 8, 12 and 24 layers.
+        first, last: the layers nearest the input, nearest the output.
+        explicit: the indices given in ``explicit``.
+    single: the layer that ``uniform`` keeps where it keeps one: 0 (first) or -1 (last); see :data:`SINGLE`.
+    key: what messages call the explicit indices, such as "keep.encoder".
+
+    Returns sorted, zero-based indices. Raises LopsideError for a value out of range, an unknown strategy, and a
+    number of layers without a published table.
+    """
+    if strategy not in STRATEGIES:
+        raise LopsideError(unknown("keep.strategy", strategy, STRATEGIES))
+    if strategy == "explicit":
+        return check_kept(explicit or (), layers, key)
+    count = kept_count(layers, sixths)
+    if strategy == "published":
+        return _published(layers, sixths)
+    if strategy == "first":
+        return tuple(range(count))
+    if strategy == "last":
+        return tuple(range(layers - count, layers))
+    if single not in (0, -1):
+        raise LopsideError(f"single: {single!r} is neither 0 (the first layer) nor -1 (the last)")
+    return _uniform(layers, count, single)
+
+
+def kept_count(layers: int, sixths: int) -> int:
+    """How many of ``layers`` layers ``sixths`` sixths are: rounded down, but never none. Raises LopsideError."""
+    if not _is_int(layers) or layers < 1:
+        raise LopsideError(f"layers: {layers!r} is not a whole number of 1 or more")
+    if not _is_int(sixths) or not 1 <= sixths <= 6:
+        raise LopsideError(f"sixths: {sixths!r} is not a whole number from 1 to 6")
+    return max(1, layers * sixths // 6)
+
+
+def check_kept(kept: Sequence[int], layers: int, key: str) -> tuple[int, ...]:
+    """Return ``kept`` as a tuple if it is a non-empty, strictly rising run of indices below ``layers``.
+
+    Raises LopsideError that begins with ``key``.
+    """
+    if not all(_is_int(index) for index in kept):
+        raise LopsideError(f"{key}: {kept!r} is not a list of whole numbers")
+    if not kept:
+        raise LopsideError(f"{key}: is empty; name at least one layer from 0 to {layers - 1}")
+    if any(later <= earlier for earlier, later in pairwise(kept)):
+        raise LopsideError(f"{key}: {list(kept)} is not in rising order, each layer once")
+    if kept[0] < 0 or kept[-1] >= layers:
+        raise LopsideError(f"{key}: {list(kept)} names a layer that is not there; there are 0 to {layers - 1}")
+    return tuple(kept)
+
+
+def unknown(key: str, value: object, allowed: Sequence[str]) -> str:
+    """The message for a ``value`` that is not among the ``allowed`` names, with the nearest one where one is near."""
+    near = get_close_matches(str(value), allowed, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ";"
+    return f"{key}: {value!r} is unknown{hint} Allowed: {', '.join(allowed)}"
+
+
+def _uniform(layers: int, count: int, single: int) -> tuple[int, ...]:
+    if count == 1:
+        return (single % layers,)
+    gaps = count - 1
+    # Whole numbers only, so that no machine rounds differently: floor((2a + b) / 2b) is a/b rounded, halves upwards.
+    return tuple((2 * i * (layers - 1) + gaps) // (2 * gaps) for i in range(count))
+
+
+def _published(layers: int, sixths: int) -> tuple[int, ...]:
+    table = _published_table()
+    if (layers, sixths) not in table:
+        known = ", ".join(str(count) for count in sorted({count for count, _ in table}))
+        raise LopsideError(
+            f"keep.strategy: 'published' has tables for stacks of {known} layers, and this one has {layers}; "
+            "choose another strategy"
+        )
+    return table[layers, sixths]
+
+
+@cache
+def _published_table() -> dict[tuple[int, int], tuple[int, ...]]:
+    """(layers, sixths) -> kept, from published_layers.csv, which names its source."""
+    text = files("lopside").joinpath("published_layers.csv").read_text(encoding="utf-8")
+    rows = csv.DictReader(_without_comments(text))
+    return {
+        (int(row["layers"]), int(row["sixths"])): tuple(int(index) for index in row["kept"].split()) for row in rows
+    }
+
+
+def _without_comments(text: str) -> Iterator[str]:
+    return (line for line in text.splitlines() if not line.startswith("#"))
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
