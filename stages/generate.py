@@ -1,0 +1,70 @@
+"""Write a summary of every test document by the dense or the pruned model."""
+
+from pathlib import Path
+
+import click
+import pandas as pd
+
+from lopside.cli import stage
+from lopside.errors import LopsideError
+from lopside.files import new_file
+from lopside.machine import choose_device, choose_dtype, keep_memory
+from lopside.params import Params
+
+DOCUMENTS = Path("data/splits/test.parquet")
+MODELS = Path("outputs/finetune")
+SUMMARIES = Path("outputs/generate")
+
+
+@stage(click.argument("side", type=click.Choice(["dense", "pruned"])))
+def main(params: Params, side: str) -> None:
+    """Summarise the test documents with the model of one SIDE."""
+    if not DOCUMENTS.is_file():
+        raise LopsideError(f"{DOCUMENTS}: no such file; `dvc repro download` makes it")
+    test = pd.read_parquet(DOCUMENTS, columns=["id", "document"])
+    if test.empty:
+        raise LopsideError(f"{DOCUMENTS}: the split has no document; at least one is needed")
+    keep_memory()
+    import torch
+
+    from lopside.generation import generate
+    from lopside.models import load_model, load_tokenizer
+
+    device = choose_device(params.device)
+    dtype = choose_dtype(params.generate.dtype, device)
+    generated = generate(
+        load_model(MODELS / side, dtype=getattr(torch, dtype), device=device),
+        load_tokenizer(MODELS / side),
+        test["document"].tolist(),
+        max_source_tokens=params.data.max_source_tokens,
+        max_new_tokens=params.generate.max_new_tokens,
+        num_beams=params.generate.num_beams,
+        batch_size=params.generate.batch_size,
+        progress=f"generate {side}",
+    )
+    table = pd.DataFrame(
+        {
+            "id": test["id"],
+            "summary": [each.summary for each in generated],
+            "tokens": [each.tokens for each in generated],
+        }
+    )
+    # What the figures depend on goes with the summaries: `score` puts it into its signature.
+    table.attrs["generation"] = {
+        "source_tokens": params.data.max_source_tokens,
+        "new_tokens": params.generate.max_new_tokens,
+        "beams": params.generate.num_beams,
+        "dtype": dtype,
+    }
+    with new_file(SUMMARIES / f"{side}.parquet") as path:
+        table.to_parquet(path, index=False)
+    cut = sum(each.cut for each in generated) / len(generated)
+    empty = sum(not each.summary for each in generated)
+    print(
+        f"{side}: {len(generated)} documents in {dtype} on {device}, {cut:.1%} of them cut at "
+        f"{params.data.max_source_tokens} tokens; {empty} summaries empty"
+    )
+
+
+if __name__ == "__main__":
+    main()
