@@ -1,0 +1,41 @@
+"""The console command ``lopside``: what is no stage of the pipeline."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lopside import __version__
+from lopside.errors import LopsideError
+
+
+class _Group(click.Group):
+    """Says a LopsideError in one line, without a traceback, as the stages do."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except LopsideError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(1)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def main() -> None:
+    """Look at what the pipeline measured; the pipeline itself runs by `dvc repro` and `dvc exp run`."""
+
+
+@main.command()
+@click.argument("revisions", metavar="[REV]...", nargs=-1)
+@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Write the plot to this PNG file too.")
+@click.option("--batch", default=1, show_default=True, help="Batch size of the plot's speedup.")
+def table(revisions: tuple[str, ...], plot: Path | None, batch: int) -> None:
+    """Print the results of git revisions as a Markdown table, one row each; without any, those of the workspace."""
+    from lopside.report import read_run, results_table, tradeoff_png
+
+    runs = [read_run(revision) for revision in revisions] or [read_run()]
+    if plot:
+        tradeoff_png(runs, plot, batch)
+    click.echo(results_table(runs))

@@ -1,0 +1,127 @@
+"""The table and the plot of several runs."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from lopside.commands import main
+from lopside.errors import LopsideError
+from lopside.report import Run, read_run, results_table, tradeoff_png
+
+ROUGE = {
+    "dense": {"rouge2": 12.104},
+    "pruned": {"rouge2": 9.5},
+    "delta": {"rouge2": -2.604, "rouge2_low": -3.1, "rouge2_high": -2.05},
+    "retained": {"rouge2": 0.7849},
+}
+
+
+def latency(**speedups: float) -> dict[str, Any]:
+    figures = {
+        name: {"speedup": value, "speedup_low": value - 0.1, "speedup_high": value + 0.1}
+        for name, value in speedups.items()
+    }
+    return {"fixed": figures, "parameters": {"dense": 30_100_000, "pruned": 22_440_000}}
+
+
+RUN = Run("6-1", "abc1234", ROUGE, latency(batch_1=2.5, batch_8=2.25))
+SAME = Run(
+    "6-6",
+    "def5678",
+    ROUGE | {"delta": {"rouge2": 0.0, "rouge2_low": 0.0, "rouge2_high": 0.0}, "retained": {"rouge2": 1.0}},
+    latency(batch_8=1.0, batch_16=1.0),
+)
+
+
+def test_table() -> None:
+    assert results_table([RUN, SAME]).splitlines() == [
+        "| enc-dec | revision | parameters | ROUGE-2 dense | ROUGE-2 pruned | difference | retained "
+        "| speedup, batch 1 | speedup, batch 8 | speedup, batch 16 |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| 6-1 | abc1234 | 22.4 M | 12.10 | 9.50 | -2.60 [-3.10, -2.05] | 78.5% | 2.50x [2.40, 2.60] "
+        "| 2.25x [2.15, 2.35] |  |",
+        "| 6-6 | def5678 | 22.4 M | 12.10 | 9.50 | +0.00 [+0.00, +0.00] | 100.0% |  | 1.00x [0.90, 1.10] "
+        "| 1.00x [0.90, 1.10] |",
+    ]
+
+
+def test_figures_that_are_missing_are_named() -> None:
+    with pytest.raises(LopsideError, match=r"metrics/rouge.json of abc1234: there is no figure delta.rouge2"):
+        results_table([Run("6-1", "abc1234", ROUGE | {"delta": {}}, latency(batch_1=2.5))])
+    with pytest.raises(
+        LopsideError, match=r"metrics/latency.json of def5678: there is no figure fixed.batch_1.speedup"
+    ):
+        tradeoff_png([RUN, SAME], "never.png", batch=1)
+
+
+def test_plot_is_a_picture_and_equal_for_equal_runs(tmp_path: Path) -> None:
+    tradeoff_png([RUN, SAME], tmp_path / "one.png", batch=8)
+    tradeoff_png([RUN, SAME], tmp_path / "two.png", batch=8)
+    tradeoff_png([RUN], tmp_path / "three.png", batch=8)
+    one, two, three = ((tmp_path / f"{name}.png").read_bytes() for name in ("one", "two", "three"))
+    assert one.startswith(b"\x89PNG")
+    assert one == two != three
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A git repository with a run committed at each of two tags, 6-1 and 6-3, and another lying there uncommitted."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "metrics").mkdir()
+
+    def write(dec: int, rouge2: float) -> None:
+        (tmp_path / "params.yaml").write_text(f"enc: 6\ndec: {dec}\n")
+        (tmp_path / "metrics/rouge.json").write_text(json.dumps(ROUGE | {"pruned": {"rouge2": rouge2}}))
+        (tmp_path / "metrics/latency.json").write_text(json.dumps(latency(batch_1=2.0)))
+
+    git = ["git", "-c", "user.name=A", "-c", "user.email=a@example.org"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    for dec, rouge2 in ((1, 8.0), (3, 10.0)):
+        write(dec, rouge2)
+        subprocess.run([*git, "add", "."], check=True)
+        subprocess.run([*git, "commit", "-qm", "a run"], check=True)
+        subprocess.run([*git, "tag", f"run-{dec}"], check=True)
+    write(2, 9.0)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("revision", "label", "rouge2"),
+    [("run-1", "6-1", 8.0), ("HEAD", "6-3", 10.0), ("HEAD~1", "6-1", 8.0), (None, "6-2", 9.0)],
+)
+def test_runs_are_read_from_git(repository: Path, revision: str | None, label: str, rouge2: float) -> None:
+    run = read_run(revision)
+    assert (run.label, run.rouge_figure("pruned.rouge2"), run.batches) == (label, rouge2, [1])
+
+
+def test_command_prints_the_table_and_writes_the_plot(repository: Path) -> None:
+    result = CliRunner().invoke(main, ["table", "run-1", "HEAD", "--plot", "plot.png"])
+    assert result.exit_code == 0
+    assert [line.split(" | ")[0] for line in result.output.splitlines()[2:]] == ["| 6-1", "| 6-3"]
+    assert (repository / "plot.png").read_bytes().startswith(b"\x89PNG")
+    assert "| 6-2 | workspace |" in CliRunner().invoke(main, ["table"]).output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["table", "no-such"], "error: metrics/rouge.json of no-such: there is no such file, or no such git revision"),
+        (["table", "--plot", "plot.png", "--batch", "4"], "error: metrics/latency.json of workspace: there is no"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(repository: Path, arguments: list[str], message: str) -> None:
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 1
+    assert result.output.startswith(message)
+    assert result.output.count("\n") == 1
+    assert not (repository / "plot.png").exists()
+
+
+def test_broken_metrics_are_named(repository: Path) -> None:
+    (repository / "metrics/rouge.json").write_text("{")
+    with pytest.raises(LopsideError, match=r"metrics/rouge.json of workspace: cannot be read"):
+        read_run()
