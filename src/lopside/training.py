@@ -1,0 +1,179 @@
+"""Fine-tune a sequence-to-sequence model with Hugging Face's Seq2SeqTrainer.
+
+Dense and pruned go through the same function with the same settings, so they see the same batches in the same order and
+differ in nothing but their layers.
+"""
+
+import csv
+import hashlib
+import json
+import math
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from datasets import Dataset
+from transformers import (
+    DataCollatorForSeq2Seq,
+    PreTrainedTokenizerBase,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    set_seed,
+)
+from transformers.trainer_utils import get_last_checkpoint
+
+from lopside.files import new_file, new_folder, sha256_of
+from lopside.machine import choose_dtype
+from lopside.models import load_model, load_tokenizer
+from lopside.params import DataParams, TrainParams
+from lopside.rouge import score
+
+CURVE_COLUMNS = ("step", "train_loss", "validation_loss", "validation_rouge2")
+IGNORED = -100
+
+
+def finetune(
+    source: Path,
+    target: Path,
+    curve: Path,
+    train: pd.DataFrame,
+    validation: pd.DataFrame,
+    settings: TrainParams,
+    lengths: DataParams,
+    seed: int,
+    device: str,
+) -> None:
+    """Train the model in folder ``source`` on ``train`` and write it to folder ``target``.
+
+    Weights are kept in float32 throughout; ``settings.dtype`` is the precision of the forward and backward passes. A run
+    that was killed goes on from its last checkpoint, kept beside ``target`` until the run is complete.
+
+    Args:
+        source: folder of the model and its tokenizer.
+        target: folder to write: weights, config, generation config, tokenizer (and ``lopside.json`` where there is one).
+        curve: CSV file to write, columns ``CURVE_COLUMNS``: mean training loss since the row before, loss per token and
+            greedy ROUGE-2 (0 to 100) on the first ``settings.evaluation_documents`` of ``validation``.
+        train: columns ``document`` and ``summary``.
+        validation: likewise.
+        settings: see params.yaml, group ``train``.
+        lengths: where documents and references are cut, in tokens.
+        seed: of the order of the batches and of dropout.
+        device: ``cpu`` or ``cuda``.
+    """
+    set_seed(seed)
+    tokenizer = load_tokenizer(source)
+    # The backward of sdpa's flash attention on a CPU takes several times as long as plain attention's.
+    model = load_model(source, dtype=torch.float32, device=device, attention="eager" if device == "cpu" else "sdpa")
+    model.train()
+    validation = validation.iloc[: settings.evaluation_documents]
+    steps = settings.max_steps or math.ceil(settings.epochs * math.ceil(len(train) / settings.batch_size))
+    every = max(1, math.ceil(steps / settings.evaluations))
+    checkpoints = _checkpoint_folder(source, target, train, settings, lengths, seed)
+    bfloat16 = choose_dtype(settings.dtype, device) == "bfloat16"
+    arguments = Seq2SeqTrainingArguments(
+        output_dir=str(checkpoints),
+        max_steps=steps,
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.scheduler,
+        warmup_steps=min(settings.warmup_steps, steps),
+        weight_decay=settings.weight_decay,
+        label_smoothing_factor=settings.label_smoothing,
+        bf16=bfloat16,
+        use_cpu=device == "cpu",
+        train_sampling_strategy="group_by_length",
+        predict_with_generate=True,
+        generation_max_length=lengths.max_target_tokens,
+        generation_num_beams=1,
+        eval_strategy="steps",
+        eval_steps=every,
+        save_strategy="steps",
+        save_steps=every,
+        save_total_limit=1,
+        logging_strategy="steps",
+        logging_steps=max(1, math.ceil(every / 5)),
+        disable_tqdm=not sys.stderr.isatty(),
+        report_to=[],
+        seed=seed,
+        data_seed=seed,
+    )
+
+    def rouge2(prediction: Any) -> dict[str, float]:
+        ids = prediction.predictions
+        texts = tokenizer.batch_decode(ids.clip(min=0), skip_special_tokens=True)
+        result = score(list(validation.summary), texts, resamples=100, confidence=0.95, seed=0)
+        return {"rouge2": result.means["rouge2"]}
+
+    trainer = Seq2SeqTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=_tokenised(train, tokenizer, lengths),
+        eval_dataset=_tokenised(validation, tokenizer, lengths),
+        data_collator=DataCollatorForSeq2Seq(tokenizer, model=model, label_pad_token_id=IGNORED),
+        compute_metrics=rouge2,
+        processing_class=tokenizer,
+    )
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(checkpoints)) if checkpoints.exists() else None)
+    if trainer.state.log_history and "eval_loss" not in trainer.state.log_history[-2]:
+        trainer.evaluate()
+    _write_curve(curve, trainer.state.log_history)
+    with new_folder(target) as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        if (source / "lopside.json").exists():
+            shutil.copy2(source / "lopside.json", folder)
+    shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+def _tokenised(pairs: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, lengths: DataParams) -> Dataset:
+    """Token ids, tokenised once; ``length`` is what batches are grouped by."""
+    encoded = tokenizer(list(pairs.document), truncation=True, max_length=lengths.max_source_tokens)
+    labels = tokenizer(text_target=list(pairs.summary), truncation=True, max_length=lengths.max_target_tokens)
+    return Dataset.from_dict(
+        {
+            "input_ids": encoded["input_ids"],
+            "attention_mask": encoded["attention_mask"],
+            "labels": labels["input_ids"],
+            "length": [len(ids) for ids in encoded["input_ids"]],
+        }
+    )
+
+
+def _checkpoint_folder(
+    source: Path, target: Path, train: pd.DataFrame, settings: TrainParams, lengths: DataParams, seed: int
+) -> Path:
+    """A folder beside ``target`` that only an equal run shares; those of other runs are removed."""
+    inputs = {
+        "weights": {path.name: sha256_of(path) for path in sorted(source.glob("*.safetensors"))},
+        "train": hashlib.sha256("\0".join([*train.document, *train.summary]).encode()).hexdigest(),
+        "settings": asdict(settings),
+        "lengths": asdict(lengths),
+        "seed": seed,
+    }
+    key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:12]
+    folder = target.with_name(f".{target.name}-checkpoints-{key}")
+    for stale in target.parent.glob(f".{target.name}-checkpoints-*"):
+        if stale != folder:
+            shutil.rmtree(stale, ignore_errors=True)
+    return folder
+
+
+def _write_curve(path: Path, history: list[Mapping[str, Any]]) -> None:
+    """One row a step at which something was logged; empty where that row has no such figure."""
+    names = {"loss": "train_loss", "eval_loss": "validation_loss", "eval_rouge2": "validation_rouge2"}
+    rows: dict[int, dict[str, float]] = {}
+    for entry in history:
+        figures = {ours: round(entry[theirs], 4) for theirs, ours in names.items() if theirs in entry}
+        if figures:
+            rows.setdefault(entry["step"], {}).update(figures)
+    with new_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, CURVE_COLUMNS)
+        writer.writeheader()
+        for step in sorted(rows):
+            writer.writerow({"step": step, **rows[step]})
