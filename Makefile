@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro test lint format lock
+.PHONY: help install repro test lint format lock base
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ lint: install ## check style and types: ruff, mypy
 format: install ## rewrite the code in the style that lint checks
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+base: ## ship the base model that `dvc repro recipes/base/dvc.yaml` has trained
+	cp recipes/base/outputs/docs-bart-mini/* models/docs-bart-mini/
 
 # Versions without hashes, because the builds of torch (CPU, CUDA) differ in them, and without the GPU packages of one
 # build: pip adds those that torch needs.

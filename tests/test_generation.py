@@ -143,7 +143,7 @@ def test_banned_and_forced_tokens_stay(bart: tuple[Any, Any]) -> None:
 )
 def test_count_of_tokens(row: list[int], tokens: int) -> None:
     special = {"eos_token_id": [3, 4], "pad_token_id": 1, "forced_bos_token_id": 5}
-    settings = GenerationConfig(**special)  # type: ignore[no-untyped-call]
+    settings = GenerationConfig(**special)
     assert count_tokens(row, settings) == tokens
 
 

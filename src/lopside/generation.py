@@ -134,7 +134,7 @@ def _settings(model: PreTrainedModel, max_new_tokens: int, num_beams: int) -> It
 
     stored, training = model.generation_config, model.training
     special = {name: getattr(stored, name, None) for name in SPECIAL}
-    settings = GenerationConfig(  # type: ignore[no-untyped-call]
+    settings = GenerationConfig(
         **special,
         max_new_tokens=max_new_tokens,
         num_beams=num_beams,
@@ -146,7 +146,7 @@ def _settings(model: PreTrainedModel, max_new_tokens: int, num_beams: int) -> It
         repetition_penalty=1.0,
     )
     model.generation_config = settings
-    model.eval()  # type: ignore[no-untyped-call]
+    model.eval()
     try:
         yield settings
     finally:

@@ -290,7 +290,7 @@ def greedy(model: PreTrainedModel, ids: torch.Tensor, new_tokens: int) -> Callab
     own = model.generation_config
     start = own.decoder_start_token_id
     # The model's own settings (beams, forbidden repeats) would fill whatever is left unset, so they are put aside.
-    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+    model.generation_config = GenerationConfig(
         bos_token_id=own.bos_token_id,
         eos_token_id=own.eos_token_id,
         pad_token_id=own.pad_token_id,

@@ -50,14 +50,14 @@ def finetune(
 ) -> None:
     """Train the model in folder ``source`` on ``train`` and write it to folder ``target``.
 
-    Weights are kept in float32 throughout; ``settings.dtype`` is the precision of the forward and backward passes. A run
-    that was killed goes on from its last checkpoint, kept beside ``target`` until the run is complete.
+    Weights are kept in float32 throughout; ``settings.dtype`` is the precision of the forward and backward passes. A
+    run that was killed goes on from its last checkpoint, kept beside ``target`` until the run is complete.
 
     Args:
         source: folder of the model and its tokenizer.
-        target: folder to write: weights, config, generation config, tokenizer (and ``lopside.json`` where there is one).
-        curve: CSV file to write, columns ``CURVE_COLUMNS``: mean training loss since the row before, loss per token and
-            greedy ROUGE-2 (0 to 100) on the first ``settings.evaluation_documents`` of ``validation``.
+        target: folder to write: weights, configs, tokenizer (and ``lopside.json`` where there is one).
+        curve: CSV file to write, columns ``CURVE_COLUMNS``: mean training loss since the row before, loss per token
+            and greedy ROUGE-2 (0 to 100) on the first ``settings.evaluation_documents`` of ``validation``.
         train: columns ``document`` and ``summary``.
         validation: likewise.
         settings: see params.yaml, group ``train``.
