@@ -1,0 +1,86 @@
+"""The shipped model's figures on the test split, for its card; nothing is chosen by them.
+
+Greedy summaries of every test document, and of the same documents with another document's body under their own name: a
+model that reads the body must lose by that.
+"""
+
+from pathlib import Path
+
+import click
+import numpy as np
+import pandas as pd
+
+from lopside.files import write_json
+from lopside.generation import generate
+from lopside.machine import choose_dtype, keep_memory
+from lopside.models import load_model, load_tokenizer
+from lopside.rouge import compare, lead, score
+from lopside.texts import share_distinct, share_empty, share_repeating
+from recipes.base.train import read_params
+
+HERE = Path(__file__).parent
+
+
+def with_other_bodies(test: pd.DataFrame, seed: int) -> list[str]:
+    """Each document's own name, then the body of another document (a random cycle: none keeps its own)."""
+    order = np.random.default_rng(seed).permutation(len(test))
+    other = np.empty(len(test), dtype=int)
+    other[order] = np.roll(order, 1)
+    names = [document.removesuffix(body) for document, body in zip(test.document, test.body, strict=True)]
+    return [name + body for name, body in zip(names, test.body.iloc[other], strict=True)]
+
+
+@click.command()
+@click.option("--model", default=str(HERE / "outputs/docs-bart-mini"), show_default=True, help="Folder of the model.")
+@click.option("--out", default=str(HERE / "figures.json"), show_default=True, help="JSON file to write.")
+def main(model: str, out: str) -> None:
+    """Measure a trained model on the whole test split."""
+    import torch
+
+    keep_memory()
+    params = read_params()
+    test = pd.read_parquet("data/splits/test.parquet")
+    network = load_model(model, dtype=getattr(torch, choose_dtype("auto", "cpu")))
+    tokenizer = load_tokenizer(model)
+
+    def summaries(documents: list[str], label: str) -> list[str]:
+        generated = generate(
+            network,
+            tokenizer,
+            documents,
+            max_source_tokens=params["lengths"]["source"],
+            max_new_tokens=params["lengths"]["target"],
+            progress=label,
+        )
+        return [item.summary for item in generated]
+
+    outputs = {
+        "model": summaries(list(test.document), "summaries"),
+        "other_body": summaries(with_other_bodies(test, params["seed"]), "summaries of other bodies"),
+        "lead": [lead(body) for body in test.body],
+        "name": [document.removesuffix(body) for document, body in zip(test.document, test.body, strict=True)],
+    }
+    scores = {name: score(list(test.summary), texts) for name, texts in outputs.items()}
+    figures: dict[str, object] = {
+        "documents": len(test),
+        "distinct": round(share_distinct(outputs["model"]), 4),
+        "empty": round(share_empty(outputs["model"]), 4),
+        "repeating": round(share_repeating(outputs["model"]), 4),
+    }
+    for name, result in scores.items():
+        figures[name] = {
+            measure: {"mean": round(result.means[measure], 2), "low": round(low, 2), "high": round(high, 2)}
+            for measure, (low, high) in result.intervals.items()
+        }
+    for name in ("lead", "name", "other_body"):
+        gain = compare(scores["model"].per_document["rouge2"], scores[name].per_document["rouge2"])
+        figures[f"rouge2_above_{name}"] = {
+            "mean": round(gain.difference, 2), "low": round(gain.low, 2), "high": round(gain.high, 2)
+        }  # fmt: skip
+    figures["signature"] = scores["model"].signature
+    write_json(out, figures)
+    print(Path(out).read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+"""The recipe of the built-in model, on a BERT of two layers."""
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import BertConfig, BertModel
+
+from lopside.errors import LopsideError
+from recipes.base import train as recipe
+from recipes.base.evaluate import with_other_bodies
+from recipes.base.train import Example, batches_of, collate, hidden, rate_at
+from recipes.base.warmstart import SPECIAL, trimmed_tokenizer, warm_bart
+
+WORDS = ["returns", "the", "cached", "value", "of", "a", "given", "key", "or", "raises", "an", "error", "for"]
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT of two layers, 16 wide, with a word-piece tokenizer that has its special tokens where BERT has them."""
+    folder = tmp_path_factory.mktemp("bert")
+    pieces = [SPECIAL[0], *WORDS, "##s", "x", "unused", *SPECIAL[1:]]
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.WordPiece(vocab=vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.add_special_tokens(SPECIAL)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(pieces),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=64,
+        layer_norm_eps=1e-5,  # BART's, so that nothing but arithmetic differs
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+
+def test_the_encoder_carries_over_exactly(bert: Path) -> None:
+    tokenizer, pieces = trimmed_tokenizer(bert, [" ".join(WORDS)] * 2, min_count=2)
+    ids = tokenizer("Returns the key of this list")["input_ids"]
+    parent = BertModel.from_pretrained(bert, attn_implementation="eager").eval()
+    model = warm_bart(bert, pieces).eval()
+    with torch.inference_mode():
+        theirs = parent(torch.tensor([[pieces[i] for i in ids]])).last_hidden_state
+        ours = model.model.encoder(torch.tensor([ids])).last_hidden_state
+    assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_cross_attention_starts_from_the_self_attention_of_the_same_block(bert: Path) -> None:
+    _, pieces = trimmed_tokenizer(bert, [" ".join(WORDS)] * 2, min_count=2)
+    model, weights = warm_bart(bert, pieces), load_file(bert / "model.safetensors")
+    for layer, block in enumerate(model.model.decoder.layers):
+        query = weights[f"encoder.layer.{layer}.attention.self.query.weight"]
+        assert torch.equal(block.encoder_attn.q_proj.weight, query)
+        assert torch.equal(block.self_attn.q_proj.weight, query)
+    assert model.lm_head.weight is model.model.shared.weight
+
+
+def test_the_vocabulary_keeps_what_is_seen_and_spells_the_rest(bert: Path) -> None:
+    tokenizer, pieces = trimmed_tokenizer(bert, ["the key", "the value x"], min_count=2)
+    vocabulary = json.loads((bert / "tokenizer.json").read_text())["model"]["vocab"]
+    assert tokenizer.convert_ids_to_tokens(list(range(len(pieces)))) == [*SPECIAL, "the", "x"]
+    assert pieces == [vocabulary[piece] for piece in [*SPECIAL, "the", "x"]]
+    assert tokenizer("The key")["input_ids"] == [2, 5, 1, 3]
+
+
+@given(st.lists(st.tuples(st.integers(1, 40), st.integers(1, 20)), min_size=1, max_size=60), st.integers(60, 300))
+def test_batches_hold_each_example_once_within_the_limit(lengths: list[tuple[int, int]], tokens: int) -> None:
+    examples = [Example(np.zeros(source), np.zeros(target)) for source, target in lengths]
+    batches = batches_of(examples, tokens, np.random.default_rng(0))
+    assert sorted(index for batch in batches for index in batch) == list(range(len(examples)))
+    for batch in batches:
+        padded = max(lengths[i][0] for i in batch) + max(lengths[i][1] for i in batch)
+        assert padded * len(batch) <= tokens
+
+
+@given(st.integers(8, 64), st.floats(0.1, 0.6), st.integers(0, 10**6))
+def test_infilling_hides_about_the_share_and_no_two_masks_touch(length: int, share: float, seed: int) -> None:
+    stretch = np.arange(100, 100 + length)
+    masked = hidden(stretch, share, span=3, mask=7, generator=np.random.default_rng(seed))
+    left = [token for token in masked if token != 7]
+    assert left == sorted(left)
+    assert set(left) <= set(stretch)
+    assert length - len(left) >= share * length
+    assert 1 <= list(masked).count(7) <= length - len(left)
+    assert not any(first == second == 7 for first, second in itertools.pairwise(masked))
+
+
+def test_the_decoder_reads_the_target_moved_by_one() -> None:
+    batch = collate(
+        [Example(np.array([2, 9, 3]), np.array([2, 8, 3])), Example(np.array([2, 3]), np.array([2, 3]))], 0, 3
+    )
+    assert batch["input_ids"].tolist() == [[2, 9, 3], [2, 3, 0]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
+    assert batch["decoder_input_ids"].tolist() == [[3, 2, 8], [3, 2, 3]]
+    assert batch["labels"].tolist() == [[2, 8, 3], [2, 3, -100]]
+
+
+def test_the_learning_rate_rises_and_falls() -> None:
+    settings = {"warmup": 4, "steps": 104, "learning_rate": 1.0}
+    assert [rate_at(step, settings) for step in (0, 3, 4, 54)] == [0.25, 1.0, 1.0, 0.5]
+    assert rate_at(103, settings) == 0.02
+
+
+def test_other_bodies_keep_the_name_and_are_never_the_own() -> None:
+    test = pd.DataFrame(
+        {"document": [f"name {i}: body {i}" for i in range(9)], "body": [f"body {i}" for i in range(9)]}
+    )
+    mixed = with_other_bodies(test, seed=0)
+    assert [document.split(": ")[0] for document in mixed] == [f"name {i}" for i in range(9)]
+    assert sorted(document.split(": ")[1] for document in mixed) == sorted(test.body)
+    assert not any(document == own for document, own in zip(mixed, test.document, strict=True))
+
+
+TINY: dict[str, Any] = {
+    "seed": 0,
+    "vocabulary": {"min_count": 1},
+    "lengths": {"source": 16, "target": 8, "stretch": 8},
+    "train": {
+        "steps": 6,
+        "tokens": 64,
+        "infill": 0.34,
+        "freeze": 0.5,
+        "encoder_rate": 0.5,
+        "learning_rate": 0.01,
+        "warmup": 1,
+        "weight_decay": 0.01,
+        "clip": 1.0,
+        "mask": 0.3,
+        "span": 2,
+    },
+    "evaluate": {"every": 2, "documents": 2},
+}
+
+
+def made_pairs(count: int) -> pd.DataFrame:
+    bodies = [" ".join(WORDS[(i * 3 + j) % len(WORDS)] for j in range(10)) for i in range(count)]
+    summaries = [" ".join(WORDS[(i + j) % len(WORDS)] for j in range(4)) for i in range(count)]
+    ids = [f"{i:016x}" for i in range(count, 0, -1)]
+    return pd.DataFrame({"id": ids, "document": [f"name: {b}" for b in bodies], "body": bodies, "summary": summaries})
+
+
+def test_a_killed_training_goes_on_to_the_same_weights(
+    bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recipe, "choose_dtype", lambda *_: "float32")
+    pairs, validation = tmp_path / "pairs.parquet", made_pairs(3)
+    made_pairs(24).to_parquet(pairs)
+
+    def run(name: str) -> Path:
+        folder = tmp_path / name / "model"
+        folder.parent.mkdir(exist_ok=True)
+        recipe.train(TINY, pairs, validation, bert, folder, tmp_path / name / "log.csv")
+        return folder
+
+    whole = run("whole")
+    assert np.load(whole / "trained_on.npy").tolist() == list(range(1, 25))
+
+    steps_done = 0
+    real = recipe.loss_of
+
+    def killed(*arguments: Any) -> torch.Tensor:
+        nonlocal steps_done
+        steps_done += arguments[0].training and torch.is_grad_enabled()
+        if steps_done == 6:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recipe, "loss_of", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run("killed")
+    assert not (tmp_path / "killed/model").exists()
+    resumed = run("killed")
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (resumed, whole))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    logs = [pd.read_csv(tmp_path / name / "log.csv").drop(columns="seconds") for name in ("whole", "killed")]
+    assert list(logs[0].step) == [2, 4, 6]
+    pd.testing.assert_frame_equal(*logs)
+
+    other = TINY | {"seed": 1}
+    with pytest.raises(LopsideError, match=r"checkpoint\.pt: was made with other params"):
+        recipe.train(other, pairs, validation, bert, whole, tmp_path / "log.csv")
+
+
+def test_the_recipe_lists_the_modules_that_it_reads() -> None:
+    stages = yaml.safe_load(Path("recipes/base/dvc.yaml").read_text())["stages"]
+    assert {name: stage["cmd"] for name, stage in stages.items()} == {
+        name: f"python -m recipes.base.{name}" for name in ("text", "train", "evaluate")
+    }
