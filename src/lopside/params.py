@@ -30,7 +30,7 @@ DATASETS = ("docstrings",)
 STRATEGIES = ("uniform", "published", "first", "last", "explicit")
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "float32", "bfloat16")
-SCHEDULERS = ("linear", "constant", "cosine")
+SCHEDULERS = ("linear", "constant", "constant_with_warmup", "cosine")
 
 # YAML 1.2 calls these numbers, PyYAML (YAML 1.1) reads them as text: an exponent without a dot or without a sign.
 EXPONENT_FORM = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
@@ -109,7 +109,7 @@ class TrainParams:
     batch_size: Annotated[int, Rule("pairs a step", at_least=1)]
     learning_rate: Annotated[float, Rule("peak step size of AdamW", above=0)]
     scheduler: Annotated[str, Rule("course of the learning rate after its warm-up", one_of=SCHEDULERS)]
-    warmup_steps: Annotated[int, Rule("steps in which the learning rate rises from 0", at_least=0)]
+    warmup_steps: Annotated[int, Rule("steps in which the learning rate rises from 0; `constant` has none", at_least=0)]
     weight_decay: Annotated[float, Rule("AdamW's decay of the weights, a step, times the learning rate", at_least=0)]
     label_smoothing: Annotated[
         float, Rule("share of the target's probability spread over all tokens", at_least=0, below=1)

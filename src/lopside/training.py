@@ -10,7 +10,7 @@ import json
 import math
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 
 from lopside.files import new_file, new_folder, sha256_of
+from lopside.generation import generate
 from lopside.machine import choose_dtype
 from lopside.models import load_model, load_tokenizer
 from lopside.params import DataParams, TrainParams
@@ -88,9 +89,7 @@ def finetune(
         bf16=bfloat16,
         use_cpu=device == "cpu",
         train_sampling_strategy="group_by_length",
-        predict_with_generate=True,
-        generation_max_length=lengths.max_target_tokens,
-        generation_num_beams=1,
+        prediction_loss_only=True,
         eval_strategy="steps",
         eval_steps=every,
         save_strategy="steps",
@@ -104,23 +103,34 @@ def finetune(
         data_seed=seed,
     )
 
-    def rouge2(prediction: Any) -> dict[str, float]:
-        ids = prediction.predictions
-        texts = tokenizer.batch_decode(ids.clip(min=0), skip_special_tokens=True)
-        result = score(list(validation.summary), texts, resamples=100, confidence=0.95, seed=0)
-        return {"rouge2": result.means["rouge2"]}
+    class Trainer(Seq2SeqTrainer):
+        """Adds greedy ROUGE-2 to an evaluation, generated as everywhere else in lopside."""
 
-    trainer = Seq2SeqTrainer(
+        def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+            metrics = super().evaluate(*args, **kwargs)
+            with torch.autocast(device, dtype=torch.bfloat16, enabled=bfloat16):
+                outputs = generate(
+                    model,
+                    tokenizer,
+                    list(validation.document),
+                    max_source_tokens=lengths.max_source_tokens,
+                    max_new_tokens=lengths.max_target_tokens,
+                    batch_size=settings.batch_size,
+                )
+            scored = score(list(validation.summary), [output.summary for output in outputs], resamples=100)
+            self.log({"eval_rouge2": scored.means["rouge2"]})
+            return metrics | {"eval_rouge2": scored.means["rouge2"]}
+
+    trainer = Trainer(
         model=model,
         args=arguments,
         train_dataset=_tokenised(train, tokenizer, lengths),
         eval_dataset=_tokenised(validation, tokenizer, lengths),
         data_collator=DataCollatorForSeq2Seq(tokenizer, model=model, label_pad_token_id=IGNORED),
-        compute_metrics=rouge2,
         processing_class=tokenizer,
     )
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(checkpoints)) if checkpoints.exists() else None)
-    if trainer.state.log_history and "eval_loss" not in trainer.state.log_history[-2]:
+    if not any("eval_loss" in entry and entry["step"] == steps for entry in trainer.state.log_history):
         trainer.evaluate()
     _write_curve(curve, trainer.state.log_history)
     with new_folder(target) as folder:
@@ -164,7 +174,7 @@ def _checkpoint_folder(
     return folder
 
 
-def _write_curve(path: Path, history: list[Mapping[str, Any]]) -> None:
+def _write_curve(path: Path, history: Sequence[Mapping[str, Any]]) -> None:
     """One row a step at which something was logged; empty where that row has no such figure."""
     names = {"loss": "train_loss", "eval_loss": "validation_loss", "eval_rouge2": "validation_rouge2"}
     rows: dict[int, dict[str, float]] = {}

@@ -1,0 +1,115 @@
+"""Fine-tuning, on a tiny random model: what is written, that it is the same each time, and that a kill costs little."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from safetensors.torch import load_file
+
+from lopside import training
+from lopside.params import DataParams, TrainParams
+from lopside.training import CURVE_COLUMNS, finetune
+
+SETTINGS = TrainParams(
+    dtype="float32",
+    epochs=1.0,
+    max_steps=4,
+    batch_size=4,
+    learning_rate=1e-2,
+    scheduler="linear",
+    warmup_steps=1,
+    weight_decay=0.0,
+    label_smoothing=0.0,
+    evaluations=2,
+    evaluation_documents=3,
+)
+LENGTHS = DataParams(max_source_tokens=24, max_target_tokens=12)
+
+
+def pairs(count: int) -> pd.DataFrame:
+    numbers = [str(number) * 3 for number in range(count)]
+    return pd.DataFrame(
+        {
+            "document": [
+                f"Return the item {number} of the list. " + "It is not copied. " * (int(number[0]) % 3)
+                for number in numbers
+            ],
+            "summary": [f"Return item {number}." for number in numbers],
+        }
+    )
+
+
+def run(source: Path, folder: Path, **changed: Any) -> Path:
+    """Fine-tune ``source`` into ``folder/model``, with the curve beside it."""
+    settings = dataclasses.replace(SETTINGS, **changed)
+    target = folder / "model"
+    finetune(source, target, folder / "curve.csv", pairs(10), pairs(5), settings, LENGTHS, seed=0, device="cpu")
+    return target
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_bart: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run(tiny_bart, tmp_path_factory.mktemp("trained"))
+
+
+def test_the_result_is_a_model_folder_and_a_curve_and_nothing_else(trained: Path) -> None:
+    names = {path.name for path in trained.iterdir()}
+    assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"} <= names
+    assert not names & {"training_args.bin", "optimizer.pt", "trainer_state.json"}
+    assert {path.name for path in trained.parent.iterdir()} == {"model", "curve.csv"}
+
+
+def test_the_curve_has_its_figures_at_evenly_spaced_steps(trained: Path) -> None:
+    curve = pd.read_csv(trained.parent / "curve.csv")
+    assert tuple(curve.columns) == CURVE_COLUMNS
+    evaluated = curve.dropna(subset=["validation_loss"])
+    assert list(evaluated.step) == [2, 4]
+    assert evaluated.validation_rouge2.between(0, 100).all()
+    assert curve.train_loss.notna().all()
+
+
+def test_training_learns(tiny_bart: Path, trained: Path, tmp_path: Path) -> None:
+    longer = pd.read_csv(run(tiny_bart, tmp_path, max_steps=40).parent / "curve.csv")
+    assert longer.validation_loss.iloc[-1] < 0.9 * pd.read_csv(trained.parent / "curve.csv").train_loss.iloc[0]
+
+
+def test_equal_runs_give_equal_bytes_and_other_seeds_do_not(tiny_bart: Path, trained: Path, tmp_path: Path) -> None:
+    again = run(tiny_bart, tmp_path)
+    assert (again / "model.safetensors").read_bytes() == (trained / "model.safetensors").read_bytes()
+    assert (again.parent / "curve.csv").read_bytes() == (trained.parent / "curve.csv").read_bytes()
+    other = tmp_path / "other"
+    finetune(tiny_bart, other, tmp_path / "c.csv", pairs(10), pairs(5), SETTINGS, LENGTHS, seed=1, device="cpu")
+    assert (other / "model.safetensors").read_bytes() != (trained / "model.safetensors").read_bytes()
+
+
+def test_without_max_steps_whole_epochs_are_trained(tiny_bart: Path, tmp_path: Path) -> None:
+    run(tiny_bart, tmp_path, max_steps=0, epochs=2.0, evaluations=1)
+    assert pd.read_csv(tmp_path / "curve.csv").step.max() == 6  # two epochs of ceil(10 / 4) steps
+
+
+def test_a_killed_run_goes_on_from_its_checkpoint_to_the_same_weights(
+    tiny_bart: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = []
+    real = training.Seq2SeqTrainer.training_step
+
+    def killed(self: Any, *args: Any, **kwargs: Any) -> Any:
+        done.append(self.state.global_step)
+        if len(done) == 4:
+            raise KeyboardInterrupt
+        return real(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Seq2SeqTrainer, "training_step", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(tiny_bart, tmp_path)
+        assert not (tmp_path / "model").exists()
+        done.clear()
+        patch.setattr(training.Seq2SeqTrainer, "training_step", lambda *a, **k: (done.append(0), real(*a, **k))[1])
+        resumed = run(tiny_bart, tmp_path)
+    assert len(done) == 2  # steps 3 and 4
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (resumed, trained))
+    assert all((ours[name] == theirs[name]).all() for name in theirs)
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "curve.csv"}
