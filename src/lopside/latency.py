@@ -259,7 +259,7 @@ def source_rows(
             break
         if number >= len(documents) and not stream:
             raise LopsideError("time: the test documents hold no text to time with")
-        stream += tokenizer(documents[number % len(documents)], add_special_tokens=False)["input_ids"]
+        stream += tokenizer(documents[number % len(documents)], add_special_tokens=False, verbose=False)["input_ids"]
     return [[*before, *stream[row * room : (row + 1) * room], *after] for row in range(rows)]
 
 
