@@ -7,8 +7,8 @@ from typing import Any
 import pandas as pd
 import pytest
 from safetensors.torch import load_file
+from transformers import Seq2SeqTrainer
 
-from lopside import training
 from lopside.params import DataParams, TrainParams
 from lopside.training import CURVE_COLUMNS, finetune
 
@@ -92,24 +92,26 @@ def test_without_max_steps_whole_epochs_are_trained(tiny_bart: Path, tmp_path: P
 def test_a_killed_run_goes_on_from_its_checkpoint_to_the_same_weights(
     tiny_bart: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = []
-    real = training.Seq2SeqTrainer.training_step
+    steps: list[int] = []
+    real = Seq2SeqTrainer.training_step
 
-    def killed(self: Any, *args: Any, **kwargs: Any) -> Any:
-        done.append(self.state.global_step)
-        if len(done) == 4:
-            raise KeyboardInterrupt
-        return real(self, *args, **kwargs)
+    def killed_at(limit: int) -> Any:
+        def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+            steps.append(self.state.global_step)
+            if len(steps) == limit:
+                raise KeyboardInterrupt
+            return real(self, *args, **kwargs)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(training.Seq2SeqTrainer, "training_step", killed)
-        with pytest.raises(KeyboardInterrupt):
-            run(tiny_bart, tmp_path)
-        assert not (tmp_path / "model").exists()
-        done.clear()
-        patch.setattr(training.Seq2SeqTrainer, "training_step", lambda *a, **k: (done.append(0), real(*a, **k))[1])
-        resumed = run(tiny_bart, tmp_path)
-    assert len(done) == 2  # steps 3 and 4
+        return step
+
+    monkeypatch.setattr(Seq2SeqTrainer, "training_step", killed_at(4))
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny_bart, tmp_path)
+    assert not (tmp_path / "model").exists()
+    steps.clear()
+    monkeypatch.setattr(Seq2SeqTrainer, "training_step", killed_at(9))
+    resumed = run(tiny_bart, tmp_path)
+    assert steps == [2, 3]
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (resumed, trained))
     assert all((ours[name] == theirs[name]).all() for name in theirs)
     assert {path.name for path in tmp_path.iterdir()} == {"model", "curve.csv"}
