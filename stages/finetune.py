@@ -14,7 +14,7 @@ SOURCES = {"dense": Path("outputs/parent"), "pruned": Path("outputs/prune")}
 def main(params: Params, side: str) -> None:
     """Train outputs/parent or outputs/prune into outputs/finetune/SIDE."""
     from lopside.machine import choose_device, keep_memory, set_threads
-    from lopside.sources import read_split
+    from lopside.splits import read_split
 
     train, validation = read_split("train"), read_split("validation")
     keep_memory()

@@ -6,12 +6,11 @@ import click
 import pandas as pd
 
 from lopside.cli import stage
-from lopside.errors import LopsideError
 from lopside.files import new_file
 from lopside.machine import choose_device, choose_dtype, keep_memory
 from lopside.params import Params
+from lopside.splits import read_split
 
-DOCUMENTS = Path("data/splits/test.parquet")
 MODELS = Path("outputs/finetune")
 SUMMARIES = Path("outputs/generate")
 
@@ -19,11 +18,7 @@ SUMMARIES = Path("outputs/generate")
 @stage(click.argument("side", type=click.Choice(["dense", "pruned"])))
 def main(params: Params, side: str) -> None:
     """Summarise the test documents with the model of one SIDE."""
-    if not DOCUMENTS.is_file():
-        raise LopsideError(f"{DOCUMENTS}: no such file; `dvc repro download` makes it")
-    test = pd.read_parquet(DOCUMENTS, columns=["id", "document"])
-    if test.empty:
-        raise LopsideError(f"{DOCUMENTS}: the split has no document; at least one is needed")
+    test = read_split("test")
     keep_memory()
     import torch
 

@@ -25,7 +25,7 @@ def main(params: Params) -> None:
 
 def _train(params: Params, source: Path) -> None:
     from lopside.machine import choose_device, keep_memory, set_threads
-    from lopside.sources import read_split
+    from lopside.splits import read_split
 
     train, validation = read_split("train"), read_split("validation")
     keep_memory()

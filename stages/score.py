@@ -12,11 +12,11 @@ from lopside.cli import stage
 from lopside.errors import LopsideError
 from lopside.files import new_file, write_json
 from lopside.params import Params
+from lopside.splits import read_split
 
 if TYPE_CHECKING:
     from lopside.rouge import Evaluation
 
-DOCUMENTS = Path("data/splits/test.parquet")
 SUMMARIES = Path("outputs/generate")
 SIDES = ("dense", "pruned")
 SCORES = Path("outputs/scores.parquet")
@@ -27,7 +27,7 @@ PLOT = Path("metrics/plots/rouge.csv")
 @stage
 def main(params: Params) -> None:
     """Score dense, pruned and the baselines on the test documents."""
-    test = _read_test()
+    test = read_split("test")
     generated = {side: _read_generated(SUMMARIES / f"{side}.parquet", test["id"]) for side in SIDES}
     settings = _settings(generated)
 
@@ -36,7 +36,7 @@ def main(params: Params) -> None:
     documents, references = test["document"].tolist(), test["summary"].tolist()
     evaluation = evaluate(
         documents,
-        (test["body"] if "body" in test else test["document"]).tolist(),
+        test["body"].tolist(),
         references,
         {side: frame["summary"].tolist() for side, frame in generated.items()},
         {side: frame["tokens"].tolist() for side, frame in generated.items()},
@@ -54,15 +54,6 @@ def main(params: Params) -> None:
             print(f"{system}: ROUGE-2 {figures['rouge2']} [{figures['rouge2_low']}, {figures['rouge2_high']}]")
 
 
-def _read_test() -> pd.DataFrame:
-    if not DOCUMENTS.is_file():
-        raise LopsideError(f"{DOCUMENTS}: no such file; `dvc repro download` makes it")
-    test = pd.read_parquet(DOCUMENTS)
-    if test.empty:
-        raise LopsideError(f"{DOCUMENTS}: the split has no document; at least one is needed")
-    return test
-
-
 def _read_generated(path: Path, ids: pd.Series) -> pd.DataFrame:
     """The summaries in the order of ``ids``; each id must be there once, and no other."""
     again = f"`dvc repro generate@{path.stem}` makes it anew"
@@ -73,7 +64,7 @@ def _read_generated(path: Path, ids: pd.Series) -> pd.DataFrame:
         raise LopsideError(f"{path}: id {generated['id'][generated['id'].duplicated()].iloc[0]} occurs twice; {again}")
     for what, odd in (
         ("has no summary for", ids[~ids.isin(generated["id"])]),
-        (f"has a summary for what is not in {DOCUMENTS},", generated["id"][~generated["id"].isin(ids)]),
+        ("has a summary for what is not in the test split,", generated["id"][~generated["id"].isin(ids)]),
     ):
         if len(odd):
             raise LopsideError(f"{path}: {what} {len(odd)} of {len(ids)} documents, first {odd.iloc[0]}; {again}")

@@ -8,8 +8,8 @@ from lopside.errors import LopsideError
 from lopside.latency import measure
 from lopside.machine import one_line
 from lopside.params import Params
+from lopside.splits import read_split
 
-SPLIT = Path("data/splits/test.parquet")
 MACHINE = Path("metrics/machine.json")
 MODELS = Path("outputs/finetune")
 
@@ -17,12 +17,9 @@ MODELS = Path("outputs/finetune")
 @stage
 def main(params: Params) -> None:
     """Time dense and pruned side by side, in one process."""
-    for path in (SPLIT, MACHINE):
-        if not path.is_file():
-            raise LopsideError(f"{path} is missing; `dvc repro` makes what comes before this stage")
-    documents = read_documents(SPLIT)
-    if not documents:
-        raise LopsideError(f"{SPLIT}: the split has no document; at least one is needed")
+    documents = read_split("test")["document"].tolist()
+    if not MACHINE.is_file():
+        raise LopsideError(f"{MACHINE}: no such file; `dvc repro machine` makes it")
     latency = measure(
         MODELS / "dense",
         MODELS / "pruned",
@@ -40,14 +37,6 @@ def main(params: Params) -> None:
     latency.write_timings("outputs/timings.csv")
     latency.write_plot("metrics/plots/latency.csv")
     latency.write_metrics("metrics/latency.json", one_line(json.loads(MACHINE.read_text(encoding="utf-8"))))
-
-
-def read_documents(split: Path) -> list[str]:
-    """The documents of a split, in order."""
-    import pyarrow.parquet
-
-    documents: list[str] = pyarrow.parquet.read_table(split, columns=["document"])["document"].to_pylist()
-    return documents
 
 
 if __name__ == "__main__":

@@ -188,7 +188,9 @@ def project(tmp_path: Path, bart: tuple[Any, Any], monkeypatch: pytest.MonkeyPat
     assert "device: auto" in params
     (tmp_path / "params.yaml").write_text(params.replace("device: auto", "device: cpu"))
     (tmp_path / "data/splits").mkdir(parents=True)
-    test = pd.DataFrame({"id": [f"id{i}" for i in range(len(DOCUMENTS))], "document": DOCUMENTS, "summary": DOCUMENTS})
+    ids = [f"id{i}" for i in range(len(DOCUMENTS))]
+    columns = {"id": ids, "document": DOCUMENTS, "body": DOCUMENTS, "summary": DOCUMENTS, "source": ids}
+    test = pd.DataFrame(columns)
     test.to_parquet("data/splits/test.parquet")
     model, tokenizer = bart
     for part in (model, tokenizer):
@@ -228,6 +230,6 @@ def test_stage_names_what_is_missing(project: Path) -> None:
     refused("dense", "outputs/finetune/dense")
     refused("both", "'dense', 'pruned'")
     pd.read_parquet("data/splits/test.parquet").head(0).to_parquet("data/splits/test.parquet")
-    refused("pruned", "data/splits/test.parquet: the split has no document")
+    refused("pruned", "data/splits/test.parquet: the split has no pair")
     Path("data/splits/test.parquet").unlink()
     refused("pruned", "data/splits/test.parquet: no such file")

@@ -378,6 +378,12 @@ def test_too_few_pairs_are_refused(tiny_bart: Path) -> None:
 # The stage
 
 
+def split_of(documents: list[str]) -> pd.DataFrame:
+    ids = [str(number) for number in range(len(documents))]
+    columns = {"id": ids, "document": documents, "body": documents, "summary": documents, "source": ids}
+    return pd.DataFrame(columns, dtype=str)
+
+
 @pytest.fixture
 def workspace(tiny_bart: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder as it lies when the stage begins: tiny models, a few documents, short settings."""
@@ -387,7 +393,7 @@ def workspace(tiny_bart: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     params["time"] |= {"min_pairs": 6, "max_seconds": 0.01}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     (tmp_path / "data/splits").mkdir(parents=True)
-    pd.DataFrame({"document": DOCUMENTS}).to_parquet(tmp_path / "data/splits/test.parquet")
+    split_of(DOCUMENTS).to_parquet(tmp_path / "data/splits/test.parquet")
     shutil.copytree(tiny_bart, tmp_path / "outputs/finetune/dense")
     prune(tiny_bart, tmp_path / "outputs/finetune/pruned", range(6), [5])
     (tmp_path / "metrics").mkdir()
@@ -420,8 +426,8 @@ def test_stage_writes_metrics_plot_and_raw_times(workspace: Path) -> None:
 @pytest.mark.parametrize(
     ("missing", "message"),
     [
-        ("metrics/machine.json", "metrics/machine.json is missing"),
-        ("data/splits/test.parquet", "data/splits/test.parquet is missing"),
+        ("metrics/machine.json", "metrics/machine.json: no such file"),
+        ("data/splits/test.parquet", "data/splits/test.parquet: no such file"),
         ("outputs/finetune/pruned/config.json", "outputs/finetune/pruned/config.json: is missing"),
         ("outputs/finetune/dense/model.safetensors", "outputs/finetune/dense/model.safetensors: the model's weights"),
     ],
@@ -436,7 +442,7 @@ def test_stage_names_what_is_missing(workspace: Path, missing: str, message: str
 
 
 def test_stage_refuses_an_empty_split(workspace: Path) -> None:
-    pd.DataFrame({"document": []}).to_parquet(workspace / "data/splits/test.parquet")
+    split_of([]).to_parquet(workspace / "data/splits/test.parquet")
     result = CliRunner().invoke(main)
     assert result.exit_code == 1
-    assert "error: data/splits/test.parquet: the split has no document" in result.output
+    assert "error: data/splits/test.parquet: the split has no pair" in result.output

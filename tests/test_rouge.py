@@ -292,7 +292,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copy(ROOT / "params.yaml", tmp_path)
     for folder in ("data/splits", "outputs/generate"):
         (tmp_path / folder).mkdir(parents=True)
-    test = pd.DataFrame({"id": ["x", "y", "z"], "document": DOCUMENTS, "body": BODIES, "summary": REFERENCES})
+    ids = ["x", "y", "z"]
+    columns = {"id": ids, "document": DOCUMENTS, "body": BODIES, "summary": REFERENCES, "source": ids}
+    test = pd.DataFrame(columns)
     test.to_parquet("data/splits/test.parquet")
     write_generated("dense", DENSE)
     write_generated("pruned", PRUNED)
@@ -348,7 +350,7 @@ def test_stage_names_what_is_wrong(project: Path) -> None:
         "outputs/generate/pruned.parquet", "no summary for 1 of 3 documents", "first z", "dvc repro generate@pruned"
     )
     write_generated("pruned", [*PRUNED, "w"], ids=("x", "y", "z", "w"))
-    refused("outputs/generate/pruned.parquet", "not in data/splits/test.parquet", "first w")
+    refused("outputs/generate/pruned.parquet", "not in the test split", "first w")
     write_generated("pruned", PRUNED, ids=("x", "y", "y"))
     refused("outputs/generate/pruned.parquet", "id y occurs twice")
     write_generated("pruned", PRUNED, beams=4)
@@ -356,7 +358,7 @@ def test_stage_names_what_is_wrong(project: Path) -> None:
     Path("outputs/generate/pruned.parquet").unlink()
     refused("outputs/generate/pruned.parquet: no such file")
     pd.read_parquet("data/splits/test.parquet").head(0).to_parquet("data/splits/test.parquet")
-    refused("data/splits/test.parquet", "no document")
+    refused("data/splits/test.parquet", "the split has no pair")
     Path("data/splits/test.parquet").unlink()
     refused("data/splits/test.parquet: no such file")
 

@@ -22,9 +22,9 @@ from lopside.sources import (
     make_splits,
     pairs_of,
     read_lock,
-    read_split,
     read_wheels_at_once,
 )
+from lopside.splits import read_split
 
 ROOT = Path(__file__).parents[1]
 ZEROS = "0" * 64
@@ -329,22 +329,6 @@ def test_pairs_become_a_table_and_pairs_again() -> None:
     assert table["id"].tolist() == [pair.id for pair in pairs]
     assert pairs_of(table) == pairs
     assert pairs_of(frame_of([])) == []
-
-
-def test_a_split_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    with pytest.raises(LopsideError, match=r"no split 'dev'. Allowed: train, validation, test"):
-        read_split("dev", tmp_path)
-    with pytest.raises(LopsideError, match=r"test\.parquet: no such file; `dvc repro download` makes it"):
-        read_split("test", tmp_path)
-    (tmp_path / "test.parquet").write_text("no Parquet")
-    with pytest.raises(LopsideError, match=r"test\.parquet: cannot be read as Parquet"):
-        read_split("test", tmp_path)
-    frame_of([]).to_parquet(tmp_path / "test.parquet")
-    with pytest.raises(LopsideError, match=r"test\.parquet: the split has no pair"):
-        read_split("test", tmp_path)
-    pd.DataFrame({"id": ["1"], "summary": ["a"]}).to_parquet(tmp_path / "test.parquet")
-    with pytest.raises(LopsideError, match=r"test\.parquet: has no column document, body, source"):
-        read_split("test", tmp_path)
 
 
 # The stage

@@ -15,6 +15,7 @@ from lopside.generation import generate
 from lopside.machine import choose_dtype, keep_memory
 from lopside.models import load_model, load_tokenizer
 from lopside.rouge import compare, lead, score
+from lopside.splits import read_split
 from lopside.texts import share_distinct, share_empty, share_repeating
 from recipes.base.train import read_params
 
@@ -30,6 +31,11 @@ def with_other_bodies(test: pd.DataFrame, seed: int) -> list[str]:
     return [name + body for name, body in zip(names, test.body.iloc[other], strict=True)]
 
 
+def rounded(mean: float, low: float, high: float) -> dict[str, float]:
+    """A figure and its interval as the card gives them."""
+    return {"mean": round(mean, 2), "low": round(low, 2), "high": round(high, 2)}
+
+
 @click.command()
 @click.option("--model", default=str(HERE / "outputs/docs-bart-mini"), show_default=True, help="Folder of the model.")
 @click.option("--out", default=str(HERE / "figures.json"), show_default=True, help="JSON file to write.")
@@ -39,7 +45,7 @@ def main(model: str, out: str) -> None:
 
     keep_memory()
     params = read_params()
-    test = pd.read_parquet("data/splits/test.parquet")
+    test = read_split("test")
     network = load_model(model, dtype=getattr(torch, choose_dtype("auto", "cpu")))
     tokenizer = load_tokenizer(model)
 
@@ -69,14 +75,11 @@ def main(model: str, out: str) -> None:
     }
     for name, result in scores.items():
         figures[name] = {
-            measure: {"mean": round(result.means[measure], 2), "low": round(low, 2), "high": round(high, 2)}
-            for measure, (low, high) in result.intervals.items()
+            measure: rounded(result.means[measure], *interval) for measure, interval in result.intervals.items()
         }
     for name in ("lead", "name", "other_body"):
         gain = compare(scores["model"].per_document["rouge2"], scores[name].per_document["rouge2"])
-        figures[f"rouge2_above_{name}"] = {
-            "mean": round(gain.difference, 2), "low": round(gain.low, 2), "high": round(gain.high, 2)
-        }  # fmt: skip
+        figures[f"rouge2_above_{name}"] = rounded(gain.difference, gain.low, gain.high)
     figures["signature"] = scores["model"].signature
     write_json(out, figures)
     print(Path(out).read_text(encoding="utf-8"))

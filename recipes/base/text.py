@@ -6,7 +6,8 @@ import click
 
 from lopside.docstrings import deduplicate, leave_out
 from lopside.files import new_file
-from lopside.sources import fetch_wheels, frame_of, pairs_of, read_split, read_wheels_at_once
+from lopside.sources import fetch_wheels, frame_of, pairs_of, read_wheels_at_once
+from lopside.splits import read_split
 
 HERE = Path(__file__).parent
 

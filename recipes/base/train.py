@@ -24,7 +24,7 @@ from lopside.files import new_file, new_folder, sha256_of
 from lopside.generation import generate
 from lopside.machine import choose_dtype, keep_memory
 from lopside.rouge import score
-from lopside.sources import read_split
+from lopside.splits import read_split
 from recipes.base.warmstart import minilm_folder, trimmed_tokenizer, warm_bart
 
 HERE = Path(__file__).parent

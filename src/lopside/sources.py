@@ -1,4 +1,4 @@
-"""Data sets: how each is got, and how its splits are written and read.
+"""Data sets: how each is got, and how its splits are written.
 
 Built-in is ``docstrings``: a hash-pinned list of wheels, fetched from a package index with pip and read as zip files.
 Nothing of them is installed or run.
@@ -22,16 +22,13 @@ from lopside.docstrings import Pair, deduplicate, distribution_of, read_wheel, s
 from lopside.errors import LopsideError
 from lopside.files import new_folder, sha256_of, write_json
 from lopside.progress import progress
+from lopside.splits import COLUMNS, FOLDER
 
 if TYPE_CHECKING:
     import pandas as pd
 
 BUILT_IN = {"docstrings": Path("data/docstrings.lock")}
 """Data sets that come with the repository: name -> the list of wheels, relative to its root."""
-FOLDER = Path("data/splits")
-"""Where the splits of the data set lie that the pipeline runs on."""
-SPLITS = ("train", "validation", "test")
-COLUMNS = ("id", "document", "body", "summary", "source")
 CACHE = Path("data/.wheels")
 """Where wheels stay, so that none is fetched twice."""
 PLATFORMS = ("manylinux2014", "manylinux_2_17", "manylinux_2_24", "manylinux_2_27", "manylinux_2_28")
@@ -234,32 +231,8 @@ def _write_split(pairs: Sequence[Pair], path: Path) -> None:
     pyarrow.parquet.write_table(table, path, compression="zstd", compression_level=9, row_group_size=len(pairs))
 
 
-def read_split(name: str, folder: Path = FOLDER) -> "pd.DataFrame":
-    """A split as a table of text, with the columns of :data:`COLUMNS`, one row a pair.
-
-    Raises LopsideError that names the file which is missing, empty or no such table.
-    """
-    import pandas as pd
-
-    path = Path(folder) / f"{name}.parquet"
-    if name not in SPLITS:
-        raise LopsideError(f"there is no split {name!r}. Allowed: {', '.join(SPLITS)}")
-    if not path.is_file():
-        raise LopsideError(f"{path}: no such file; `dvc repro download` makes it")
-    try:
-        table = pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        raise LopsideError(f"{path}: cannot be read as Parquet: {str(error).splitlines()[0]}") from error
-    lacking = [column for column in COLUMNS if column not in table]
-    if lacking:
-        raise LopsideError(f"{path}: has no column {', '.join(lacking)}; a split has {', '.join(COLUMNS)}")
-    if table.empty:
-        raise LopsideError(f"{path}: the split has no pair; at least one is needed")
-    return table[list(COLUMNS)]
-
-
 def frame_of(pairs: Sequence[Pair]) -> "pd.DataFrame":
-    """The pairs as a table like that of :func:`read_split`."""
+    """The pairs as a table like that of :func:`lopside.splits.read_split`."""
     import pandas as pd
 
     return pd.DataFrame({name: [getattr(pair, name) for pair in pairs] for name in COLUMNS}, dtype=str)

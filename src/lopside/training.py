@@ -142,7 +142,10 @@ def finetune(
 
 
 def _tokenised(pairs: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, lengths: DataParams) -> Dataset:
-    """Token ids, tokenised once; ``length`` is what batches are grouped by."""
+    """Token ids, tokenised once; ``length`` is what batches are grouped by: source length, then target length.
+
+    Most sources are cut to one length, so that without the second batches would be half padding in the decoder.
+    """
     encoded = tokenizer(list(pairs.document), truncation=True, max_length=lengths.max_source_tokens)
     labels = tokenizer(text_target=list(pairs.summary), truncation=True, max_length=lengths.max_target_tokens)
     return Dataset.from_dict(
@@ -150,7 +153,10 @@ def _tokenised(pairs: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, lengths:
             "input_ids": encoded["input_ids"],
             "attention_mask": encoded["attention_mask"],
             "labels": labels["input_ids"],
-            "length": [len(ids) for ids in encoded["input_ids"]],
+            "length": [
+                len(source) * (lengths.max_target_tokens + 1) + len(target)
+                for source, target in zip(encoded["input_ids"], labels["input_ids"], strict=True)
+            ],
         }
     )
 
