@@ -1,4 +1,4 @@
-"""The table and the plot of several runs."""
+"""The tables and the plots of several runs."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from lopside.commands import main
 from lopside.errors import LopsideError
-from lopside.report import Run, read_run, results_table, tradeoff_png
+from lopside.report import Curve, Run, curves_png, curves_table, read_curve, read_run, results_table, tradeoff_png
 
 ROUGE = {
     "dense": {"rouge2": 12.104},
@@ -58,6 +58,28 @@ def test_figures_that_are_missing_are_named() -> None:
         tradeoff_png([RUN, SAME], "never.png", batch=1)
 
 
+CURVES = [Curve("6-1", "abc1234", {100: 5.5, 1200: 9.126}), Curve("1-6", "def5678", {100: 9.98, 600: 10.0})]
+
+
+def test_curves_table() -> None:
+    assert curves_table(CURVES).splitlines() == [
+        "| step | 6-1 | 1-6 |",
+        "| ---: | ---: | ---: |",
+        "| 100 | 5.50 | 9.98 |",
+        "| 600 |  | 10.00 |",
+        "| 1,200 | 9.13 |  |",
+    ]
+
+
+def test_curves_are_a_picture_and_equal_for_equal_runs(tmp_path: Path) -> None:
+    curves_png(CURVES, tmp_path / "one.png")
+    curves_png(CURVES, tmp_path / "two.png")
+    curves_png(CURVES[:1], tmp_path / "three.png")
+    one, two, three = ((tmp_path / f"{name}.png").read_bytes() for name in ("one", "two", "three"))
+    assert one.startswith(b"\x89PNG")
+    assert one == two != three
+
+
 def test_plot_is_a_picture_and_equal_for_equal_runs(tmp_path: Path) -> None:
     tradeoff_png([RUN, SAME], tmp_path / "one.png", batch=8)
     tradeoff_png([RUN, SAME], tmp_path / "two.png", batch=8)
@@ -71,12 +93,15 @@ def test_plot_is_a_picture_and_equal_for_equal_runs(tmp_path: Path) -> None:
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A git repository with a run committed at each of two tags, 6-1 and 6-3, and another lying there uncommitted."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "metrics").mkdir()
+    (tmp_path / "metrics/plots").mkdir(parents=True)
 
     def write(dec: int, rouge2: float) -> None:
         (tmp_path / "params.yaml").write_text(f"enc: 6\ndec: {dec}\n")
         (tmp_path / "metrics/rouge.json").write_text(json.dumps(ROUGE | {"pruned": {"rouge2": rouge2}}))
         (tmp_path / "metrics/latency.json").write_text(json.dumps(latency(batch_1=2.0)))
+        (tmp_path / "metrics/plots/finetune-pruned.csv").write_text(
+            f"step,train_loss,validation_loss,validation_rouge2\n1,5.5,,\n2,4.5,4.0,{rouge2}\n"
+        )
 
     git = ["git", "-c", "user.name=A", "-c", "user.email=a@example.org"]
     subprocess.run([*git, "init", "-q"], check=True)
@@ -106,9 +131,32 @@ def test_command_prints_the_table_and_writes_the_plot(repository: Path) -> None:
     assert "| 6-2 | workspace |" in CliRunner().invoke(main, ["table"]).output
 
 
+def test_curves_are_read_from_git(repository: Path) -> None:
+    assert read_curve("run-1") == Curve("6-1", "run-1", {2: 8.0})
+    assert read_curve() == Curve("6-2", "workspace", {2: 9.0})
+
+
+def test_command_prints_the_curves_and_writes_the_plot(repository: Path) -> None:
+    result = CliRunner().invoke(main, ["curves", "run-1", "HEAD", "--plot", "plot.png"])
+    assert result.exit_code == 0
+    assert result.output.splitlines()[::2] == ["| step | 6-1 | 6-3 |", "| 2 | 8.00 | 10.00 |"]
+    assert (repository / "plot.png").read_bytes().startswith(b"\x89PNG")
+    assert CliRunner().invoke(main, ["curves"]).output.splitlines()[-1] == "| 2 | 9.00 |"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "step,train_loss\n1,2\n", "step,validation_rouge2\n1,\n", "step,validation_rouge2\nx,1\n"]
+)
+def test_a_broken_curve_is_named(repository: Path, text: str) -> None:
+    (repository / "metrics/plots/finetune-pruned.csv").write_text(text)
+    with pytest.raises(LopsideError, match=r"^metrics/plots/finetune-pruned.csv of workspace: "):
+        read_curve()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["curves", "no-such"], "error: params.yaml of no-such: there is no such file, or no such git revision"),
         (["table", "no-such"], "error: metrics/rouge.json of no-such: there is no such file, or no such git revision"),
         (["table", "--plot", "plot.png", "--batch", "4"], "error: metrics/latency.json of workspace: there is no"),
     ],

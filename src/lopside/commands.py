@@ -39,3 +39,16 @@ def table(revisions: tuple[str, ...], plot: Path | None, batch: int) -> None:
     if plot:
         tradeoff_png(runs, plot, batch)
     click.echo(results_table(runs))
+
+
+@main.command()
+@click.argument("revisions", metavar="[REV]...", nargs=-1)
+@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Write the plot to this PNG file too.")
+def curves(revisions: tuple[str, ...], plot: Path | None) -> None:
+    """Print how pruned models of git revisions fared on validation as they were fine-tuned, one column each."""
+    from lopside.report import curves_png, curves_table, read_curve
+
+    read = [read_curve(revision) for revision in revisions] or [read_curve()]
+    if plot:
+        curves_png(read, plot)
+    click.echo(curves_table(read))

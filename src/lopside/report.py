@@ -1,26 +1,34 @@
-"""Set the metrics of several runs side by side: a Markdown table and a plot.
+"""Set several runs side by side: Markdown tables and plots of their metrics and of their training.
 
-What was run is in git: every committed run has its params.yaml and metrics/*.json at its revision.
+What was run is in git: every committed run has its params.yaml and metrics/ at its revision.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from lopside.errors import LopsideError
 from lopside.files import new_file
 
-ROUGE, LATENCY, PARAMS = "metrics/rouge.json", "metrics/latency.json", "params.yaml"
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-BLUE, GREY = "#0072B2", "#999999"
-"""Okabe & Ito's blue, and a grey: told apart by colour-blind people and in print."""
+ROUGE, LATENCY, PARAMS = "metrics/rouge.json", "metrics/latency.json", "params.yaml"
+CURVE = "metrics/plots/finetune-pruned.csv"
+
+GREY = "#999999"
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+"""Okabe & Ito's, told apart by colour-blind people."""
+MARKERS = "osv^D*"
+"""As many: for print without colour."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +88,7 @@ def results_table(runs: Sequence[Run]) -> str:
             f"{rouge('retained.rouge2'):.1%}",
         ]
         rows.append(row + [_speedup(run, batch) if batch in run.batches else "" for batch in batches])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return _markdown(rows)
 
 
 def tradeoff_png(runs: Sequence[Run], path: str | Path, batch: int = 1) -> None:
@@ -109,25 +117,97 @@ def tradeoff_png(runs: Sequence[Run], path: str | Path, batch: int = 1) -> None:
             xerr=[[x - x_ends[0]], [x_ends[1] - x]],
             yerr=[[y - y_ends[0]], [y_ends[1] - y]],
             fmt="o",
-            color=BLUE,
+            color=COLOURS[0],
             capsize=3,
         )
         axes.annotate(label, (x, y), xytext=(6, 6), textcoords="offset points")
     axes.set_xlabel(f"speedup: dense time / pruned time, batch {batch}")
     axes.set_ylabel("ROUGE-2: pruned minus dense, points")
     axes.grid(alpha=0.3)
+    _save(figure, path)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """How a run's pruned model fared on validation while it was fine-tuned. ``label`` as in :class:`Run`."""
+
+    label: str
+    revision: str
+    rouge2: dict[int, float]
+    """Fine-tuning step -> greedy ROUGE-2 on validation documents, 0 to 100."""
+
+
+def read_curve(revision: str | None = None) -> Curve:
+    """The curve of the run at a git revision; None reads the files as they lie there now.
+
+    Raises LopsideError where the revision or its file is not there, or the file has no such figures.
+    """
+    params, where = _parsed(PARAMS, revision), revision or "workspace"
+    enc, dec = (_leaf(params, key, f"{PARAMS} of {where}") for key in ("enc", "dec"))
+    rows = csv.DictReader(_text(CURVE, revision).splitlines())
+    try:
+        rouge2 = {int(row["step"]): float(row["validation_rouge2"]) for row in rows if row["validation_rouge2"]}
+    except (KeyError, TypeError, ValueError) as error:
+        raise LopsideError(f"{CURVE} of {where}: cannot be read") from error
+    if not rouge2:
+        raise LopsideError(f"{CURVE} of {where}: holds no validation_rouge2")
+    return Curve(f"{enc:g}-{dec:g}", where, rouge2)
+
+
+def curves_table(curves: Sequence[Curve]) -> str:
+    """Markdown, a row a fine-tuning step, a column a run; empty where a run was not evaluated at that step."""
+    steps = sorted({step for curve in curves for step in curve.rouge2})
+    rows = [["step", *(curve.label for curve in curves)], ["---:"] * (1 + len(curves))]
+    for step in steps:
+        figures = (curve.rouge2.get(step) for curve in curves)
+        rows.append([f"{step:,}", *("" if figure is None else f"{figure:.2f}" for figure in figures)])
+    return _markdown(rows)
+
+
+def curves_png(curves: Sequence[Curve], path: str | Path) -> None:
+    """Draw validation ROUGE-2 against fine-tuning steps, a line a run. Equal curves give an equal file."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.subplots()
+    for number, curve in enumerate(curves):
+        axes.plot(
+            list(curve.rouge2),
+            list(curve.rouge2.values()),
+            color=COLOURS[number % len(COLOURS)],
+            marker=MARKERS[number % len(MARKERS)],
+            label=curve.label,
+        )
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("fine-tuning steps")
+    axes.set_ylabel("ROUGE-2 on validation documents")
+    axes.grid(alpha=0.3)
+    axes.legend(title="enc-dec")
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: str | Path) -> None:
     with new_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150, metadata={"Software": None})
 
 
-def _parsed(name: str, revision: str | None) -> dict[str, Any]:
-    text = Path(name).read_text(encoding="utf-8") if revision is None and Path(name).is_file() else None
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _text(name: str, revision: str | None) -> str:
+    if revision is None and Path(name).is_file():
+        return Path(name).read_text(encoding="utf-8")
     if revision is not None:
         shown = subprocess.run(["git", "show", f"{revision}:./{name}"], capture_output=True, text=True)
-        text = shown.stdout if shown.returncode == 0 else None
-    where = revision or "workspace"
-    if text is None:
-        raise LopsideError(f"{name} of {where}: there is no such file, or no such git revision")
+        if shown.returncode == 0:
+            return shown.stdout
+    raise LopsideError(f"{name} of {revision or 'workspace'}: there is no such file, or no such git revision")
+
+
+def _parsed(name: str, revision: str | None) -> dict[str, Any]:
+    text, where = _text(name, revision), revision or "workspace"
     try:
         value = json.loads(text) if name.endswith(".json") else yaml.safe_load(text)
     except (json.JSONDecodeError, yaml.YAMLError) as error:
