@@ -7,7 +7,7 @@ from lopside.cli import stage
 from lopside.models import read_config
 from lopside.params import Params
 from lopside.pruning import prune
-from lopside.selection import SINGLE, keep_layers
+from lopside.selection import keep_layers
 
 SOURCE = Path("outputs/parent")
 TARGET = Path("outputs/prune")
@@ -15,14 +15,14 @@ TARGET = Path("outputs/prune")
 
 @stage
 def main(params: Params) -> None:
-    """Keep enc sixths of the encoder's layers and dec sixths of the decoder's, as outputs/prune."""
+    """Keep enc of the encoder's layers and dec of the decoder's, in keep.unit, as outputs/prune."""
     encoder, decoder = layer_counts(read_config(SOURCE))
-    strategy = params.keep.strategy
+    strategy, unit = params.keep.strategy, params.keep.unit
     record = prune(
         SOURCE,
         TARGET,
-        keep_layers(encoder, params.enc, strategy, params.keep.encoder, SINGLE["encoder"], "keep.encoder"),
-        keep_layers(decoder, params.dec, strategy, params.keep.decoder, SINGLE["decoder"], "keep.decoder"),
+        keep_layers(encoder, params.enc, strategy, params.keep.encoder, "encoder", unit),
+        keep_layers(decoder, params.dec, strategy, params.keep.decoder, "decoder", unit),
         strategy=strategy,
     )
     print(f"encoder keeps {_some(record.encoder_kept)} of {encoder} layers")

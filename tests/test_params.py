@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from lopside import models, selection
 from lopside.errors import LopsideError
-from lopside.params import DATASETS, MODELS, STRATEGIES, Params, leaf_keys, load_params
+from lopside.params import DATASETS, MODELS, STRATEGIES, UNITS, Params, leaf_keys, load_params
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = (ROOT / "params.yaml").read_text()
@@ -84,6 +84,7 @@ def test_names_are_those_that_the_modules_define() -> None:
     assert tuple(models.BUILT_IN) == MODELS
     assert tuple(sources.BUILT_IN) == DATASETS
     assert tuple(selection.STRATEGIES) == STRATEGIES
+    assert tuple(selection.UNITS) == UNITS
 
 
 def test_reading_params_imports_no_other_module_of_the_library() -> None:
@@ -101,14 +102,14 @@ def test_reading_params_imports_no_other_module_of_the_library() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "shown", "allowed"),
     [
-        ("enc", 0, "0", "a whole number from 1 to 6"),
-        ("enc", 7, "7", "a whole number from 1 to 6"),
-        ("enc", 2.5, "2.5", "a whole number from 1 to 6"),
-        ("enc", True, "true", "a whole number from 1 to 6"),
-        ("enc", None, "null", "a whole number from 1 to 6"),
-        ("enc", [6], "[6]", "a whole number from 1 to 6"),
-        ("dec", "two", '"two"', "a whole number from 1 to 6"),
-        ("dec", "2", '"2"', "a whole number from 1 to 6"),
+        ("enc", 0, "0", "a whole number of at least 1 (encoder layers kept, in keep.unit)"),
+        ("enc", 7, "7", "a whole number from 1 to 6 where keep.unit is sixths; 6: all layers"),
+        ("enc", 2.5, "2.5", "a whole number of at least 1 (encoder layers kept, in keep.unit)"),
+        ("enc", True, "true", "a whole number of at least 1 (encoder layers kept, in keep.unit)"),
+        ("enc", None, "null", "a whole number of at least 1 (encoder layers kept, in keep.unit)"),
+        ("enc", [6], "[6]", "a whole number of at least 1 (encoder layers kept, in keep.unit)"),
+        ("dec", "two", '"two"', "a whole number of at least 1"),
+        ("dec", "2", '"2"', "a whole number of at least 1"),
         ("seed", -1, "-1", "a whole number from 0 to 4294967295"),
         ("seed", 2**32, "4294967296", "a whole number from 0 to 4294967295"),
         ("device", "gpu", '"gpu"', "auto | cpu | cuda"),
@@ -140,7 +141,7 @@ def test_reading_params_imports_no_other_module_of_the_library() -> None:
         ("time.batch_sizes", 8, "8", "different whole numbers of at least 1, not empty"),
         ("time.min_pairs", 5, "5", "a whole number of at least 6"),
         ("train", None, "null", "the keys dtype, epochs"),
-        ("keep", "uniform", '"uniform"', "the keys strategy, encoder, decoder"),
+        ("keep", "uniform", '"uniform"', "the keys strategy, unit, encoder, decoder"),
     ],
 )
 def test_a_bad_value_is_refused_with_its_key_and_what_is_allowed(
@@ -185,14 +186,19 @@ def test_missing_keys_and_groups_are_named(load: Callable[..., Params]) -> None:
 def test_all_faults_come_in_one_error(load: Callable[..., Params]) -> None:
     edits: dict[str, object] = {
         "surprise": 1,
-        "enc": 0,
         "dec": "two",
         "model": "bart",
         "keep.encoder": [0],
         "train.batch_size": 0,
         "time.batch_sizes": [],
+        "enc": 7,
     }
     assert [fault.partition(":")[0] for fault in faults_of(load, edits)] == list(edits)
+
+
+def test_layers_may_be_counted(load: Callable[..., Params]) -> None:
+    params = load({"enc": 24, "dec": 7, "keep.unit": "layers"})
+    assert (params.enc, params.dec, params.keep.unit) == (24, 7, "layers")
 
 
 @pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name != "explicit"])

@@ -28,6 +28,7 @@ from lopside.errors import LopsideError
 MODELS = ("docs-bart-mini",)
 DATASETS = ("docstrings",)
 STRATEGIES = ("uniform", "published", "first", "last", "explicit")
+UNITS = ("sixths", "layers")
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "float32", "bfloat16")
 SCHEDULERS = ("linear", "constant", "constant_with_warmup", "cosine")
@@ -84,6 +85,7 @@ class ParentParams:
 @dataclass(frozen=True)
 class KeepParams:
     strategy: Annotated[str, Rule("how the layers that stay are chosen", one_of=STRATEGIES)]
+    unit: Annotated[str, Rule("what enc and dec count: sixths of a stack, or layers", one_of=UNITS)]
     encoder: Annotated[
         tuple[int, ...], Rule("zero-based encoder layers kept, for explicit alone", at_least=0, increasing=True)
     ]
@@ -91,14 +93,15 @@ class KeepParams:
         tuple[int, ...], Rule("zero-based decoder layers kept, for explicit alone", at_least=0, increasing=True)
     ]
 
-    def conflicts(self) -> Iterator[tuple[str, object, str]]:
-        """Faults between keys, as (key, value, what is allowed)."""
+    @staticmethod
+    def conflicts(values: Mapping[str, Any]) -> Iterator[tuple[str, object, str]]:
+        """Faults between keys that are right by themselves, as (key, value, what is allowed)."""
+        strategy = values.get("strategy")
         for key in ("encoder", "decoder"):
-            kept = list(getattr(self, key))
-            if self.strategy == "explicit" and not kept:
-                yield key, kept, "at least one layer where keep.strategy is explicit"
-            if self.strategy != "explicit" and kept:
-                yield key, kept, "an empty list unless keep.strategy is explicit"
+            if strategy == "explicit" and values.get(key) == ():
+                yield key, [], "at least one layer where keep.strategy is explicit"
+            if strategy not in ("explicit", None) and values.get(key):
+                yield key, list(values[key]), "an empty list unless keep.strategy is explicit"
 
 
 @dataclass(frozen=True)
@@ -152,8 +155,8 @@ class TimeParams:
 class Params:
     """The whole of params.yaml; attribute names are its keys."""
 
-    enc: Annotated[int, Rule("share of encoder layers kept, in sixths; 6: all", at_least=1, at_most=6)]
-    dec: Annotated[int, Rule("share of decoder layers kept, in sixths; 6: all", at_least=1, at_most=6)]
+    enc: Annotated[int, Rule("encoder layers kept, in keep.unit", at_least=1)]
+    dec: Annotated[int, Rule("decoder layers kept, in keep.unit", at_least=1)]
     seed: Annotated[int, Rule("start of every random generator", at_least=0, at_most=2**32 - 1)]
     device: Annotated[str, Rule("where models run; auto: cuda where there is one", one_of=DEVICES)]
     model: Annotated[str, Rule("the full model to start from", one_of=MODELS)]
@@ -165,6 +168,14 @@ class Params:
     generate: GenerateParams
     score: ScoreParams
     time: TimeParams
+
+    @staticmethod
+    def conflicts(values: Mapping[str, Any]) -> Iterator[tuple[str, object, str]]:
+        """As :meth:`KeepParams.conflicts`. How many layers there are is seen when the model is known."""
+        keep = values.get("keep")
+        for key in ("enc", "dec"):
+            if values.get(key, 0) > 6 and not (keep and keep.unit == "layers"):
+                yield key, values[key], "a whole number from 1 to 6 where keep.unit is sixths; 6: all layers"
 
 
 def load_params(path: str | Path = "params.yaml") -> Params:
@@ -229,12 +240,9 @@ def _read(group: type, raw: object, prefix: str, faults: list[str]) -> object:
                 values[name] = _value(kind, rule, raw[name])
             except (ValueError, OverflowError):
                 faults.append(_refusal(key, raw[name], _allowed(kind, rule, raw[name])))
-    if len(faults) > before:
-        return None
-    result = group(**values)
-    if isinstance(result, KeepParams):
-        faults.extend(_refusal(f"{prefix}{key}", value, allowed) for key, value, allowed in result.conflicts())
-    return result
+    if issubclass(group, KeepParams | Params):
+        faults.extend(_refusal(f"{prefix}{key}", value, allowed) for key, value, allowed in group.conflicts(values))
+    return group(**values) if len(faults) == before else None
 
 
 def _value(kind: Any, rule: Rule, raw: object) -> Any:
