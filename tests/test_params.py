@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from lopside import models, selection
 from lopside.errors import LopsideError
-from lopside.params import DATASETS, MODELS, STRATEGIES, UNITS, Params, leaf_keys, load_params
+from lopside.params import DATASETS, MEASURES, MODELS, STRATEGIES, UNITS, Params, leaf_keys, load_params
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = (ROOT / "params.yaml").read_text()
@@ -79,12 +79,13 @@ def _inner(value: object) -> list[str]:
 
 
 def test_names_are_those_that_the_modules_define() -> None:
-    from lopside import sources
+    from lopside import importance, sources
 
     assert tuple(models.BUILT_IN) == MODELS
     assert tuple(sources.BUILT_IN) == DATASETS
     assert tuple(selection.STRATEGIES) == STRATEGIES
     assert tuple(selection.UNITS) == UNITS
+    assert tuple(importance.MEASURES) == MEASURES
 
 
 def test_reading_params_imports_no_other_module_of_the_library() -> None:
@@ -141,7 +142,7 @@ def test_reading_params_imports_no_other_module_of_the_library() -> None:
         ("time.batch_sizes", 8, "8", "different whole numbers of at least 1, not empty"),
         ("time.min_pairs", 5, "5", "a whole number of at least 6"),
         ("train", None, "null", "the keys dtype, epochs"),
-        ("keep", "uniform", '"uniform"', "the keys strategy, unit, encoder, decoder"),
+        ("keep", "uniform", '"uniform"', "the keys strategy, unit, encoder, decoder, measure, documents"),
     ],
 )
 def test_a_bad_value_is_refused_with_its_key_and_what_is_allowed(

@@ -43,9 +43,9 @@ class Ranking:
     """Layer -> loss of the model with this layer alone left in the stack, in nats a target token."""
 
     def keep(self, count: int) -> tuple[int, ...]:
-        """The ``count`` layers that stay, sorted. One alone is that with the lowest loss: measured, not inferred."""
+        """The ``count`` layers that stay, sorted. One alone is that with the lowest loss, by either measure."""
         layers = sorted(self.alone)
-        if count == 1 and self.measure == "loss":
+        if count == 1:
             return (min(layers, key=lambda layer: (self.alone[layer], layer)),)
         return tuple(layer for layer in layers if layer not in self.removed[: len(layers) - count])
 

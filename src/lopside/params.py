@@ -27,7 +27,8 @@ from lopside.errors import LopsideError
 
 MODELS = ("docs-bart-mini",)
 DATASETS = ("docstrings",)
-STRATEGIES = ("uniform", "published", "first", "last", "explicit")
+STRATEGIES = ("uniform", "published", "first", "last", "explicit", "importance")
+MEASURES = ("loss", "influence")
 UNITS = ("sixths", "layers")
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "float32", "bfloat16")
@@ -92,6 +93,10 @@ class KeepParams:
     decoder: Annotated[
         tuple[int, ...], Rule("zero-based decoder layers kept, for explicit alone", at_least=0, increasing=True)
     ]
+    measure: Annotated[
+        str, Rule("what importance goes by: the loss without a layer, or its influence", one_of=MEASURES)
+    ]
+    documents: Annotated[int, Rule("training pairs that importance is measured on", at_least=1)]
 
     @staticmethod
     def conflicts(values: Mapping[str, Any]) -> Iterator[tuple[str, object, str]]:

@@ -1,10 +1,10 @@
 """Build the smaller model: keep some blocks of each stack, copy their weights, prove that nothing else changed."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lopside import __version__
 from lopside.architectures import ArchitectureSpec, StackSpec, layer_counts, spec_of, with_layer_counts
@@ -38,6 +38,7 @@ class PruneRecord:
     encoder_kept: tuple[int, ...]
     decoder_kept: tuple[int, ...]
     strategy: str
+    importance: Mapping[str, Any] | None  # what was measured, a stack each; see lopside.importance.Ranking
     parent: Size
     pruned: Size
     parent_sha256: dict[str, str]  # weights file -> SHA-256
@@ -55,11 +56,12 @@ def prune(
     decoder_kept: Sequence[int],
     *,
     strategy: str = "explicit",
+    importance: Mapping[str, Any] | None = None,
 ) -> PruneRecord:
     """Write the model in folder ``source``, less the blocks that are not kept, as a model folder ``target``.
 
     encoder_kept, decoder_kept: zero-based indices of the blocks that stay, in rising order.
-    strategy: how they were chosen, for the record only.
+    strategy, importance: how they were chosen and what was measured for it, for the record only.
 
     config.json is edited, tensors are copied one by one as they are (no model is built from the edited config: that
     would tie FLAN-T5's output layer to its embeddings), generation settings and tokenizer are copied unchanged. Then
@@ -90,6 +92,7 @@ def prune(
         record = PruneRecord(
             *kept,
             strategy=strategy,
+            importance=importance,
             parent=Size(*layers, parameters[0]),
             pruned=Size(len(kept[0]), len(kept[1]), parameters[1]),
             parent_sha256={file.name: sha256_of(file) for file in files},

@@ -10,7 +10,7 @@ from typing import Literal
 
 from lopside.errors import LopsideError
 
-STRATEGIES = ("uniform", "published", "first", "last", "explicit")
+STRATEGIES = ("uniform", "published", "first", "last", "explicit", "importance")
 UNITS = ("sixths", "layers")
 
 Stack = Literal["encoder", "decoder"]
@@ -40,6 +40,7 @@ def keep_layers(
         published: the table of Campos and Zhai for stacks of 8, 12 and 24 layers.
         first, last: the layers nearest the input, nearest the output.
         explicit: the indices given in ``explicit``.
+        importance: not from here: it asks the model, by :func:`lopside.importance.rank_layers`.
     stack: which one; matters to ``uniform`` where it keeps one layer (:data:`SINGLE`), and to messages.
     unit: one of :data:`UNITS`; with "layers", ``sixths`` is a number of layers.
 
@@ -48,6 +49,8 @@ def keep_layers(
     """
     if strategy not in STRATEGIES:
         raise LopsideError(unknown("keep.strategy", strategy, STRATEGIES))
+    if strategy == "importance":
+        raise LopsideError("keep.strategy: 'importance' is measured on a model; see lopside.importance.rank_layers")
     if strategy == "explicit":
         return check_kept(explicit or (), layers, f"keep.{stack}")
     count = kept_count(layers, sixths, unit, SHARE[stack])
