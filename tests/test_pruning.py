@@ -241,7 +241,8 @@ def test_the_parent_is_not_overwritten(tiny_bart: Path, tmp_path: Path) -> None:
 
 
 def _flip_a_weight(origins: Any, path: Path) -> None:
-    weights = dict(pruning._read(origins))
+    COPY(origins, path)
+    weights = load_file(path)
     weights["encoder.block.1.layer.1.DenseReluDense.wo.weight"] = torch.zeros(16, 24)
     save_file(weights, path, metadata={"format": "pt"})
 
@@ -254,6 +255,7 @@ def _swap_two_blocks(*arguments: Any) -> Any:
     return {swapped.get(name[:23], name[:23]) + name[23:]: origin for name, origin in ORIGINS(*arguments).items()}
 
 
+COPY = pruning._copy_tensors
 ORIGINS = pruning._origins
 T5_SPEC = ARCHITECTURES["t5"]
 FAULTS: dict[str, tuple[str, Any, str]] = {
@@ -265,11 +267,11 @@ FAULTS: dict[str, tuple[str, Any, str]] = {
         "lack encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
     ),
     "no cache for all decoder layers": (
-        "with_layer_counts",
-        lambda config, encoder, decoder: config | {"num_layers": encoder, "num_decoder_layers": decoder},
+        "with_layers",
+        lambda config, encoder, decoder: config | {"num_layers": len(encoder), "num_decoder_layers": len(decoder)},
         r"generate\(\) would make a cache for 2 decoder layers, not 3",
     ),
-    "counts as before": ("with_layer_counts", lambda config, encoder, decoder: config, "lack decoder.block.3"),
+    "counts as before": ("with_layers", lambda config, encoder, decoder: config, "lack decoder.block.3"),
 }
 
 

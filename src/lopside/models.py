@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -103,8 +104,13 @@ def load_model(
     dtype: "torch.dtype | None" = None,
     device: "str | torch.device" = "cpu",
     attention: str = "sdpa",
+    align: bool = True,
 ) -> "PreTrainedModel":
     """The model in ``folder``, in evaluation mode, in ``dtype`` (None: float32, whatever the file's own).
+
+    attention: "sdpa", which is plain attention in families that lack it, or another that transformers knows.
+    align: copy weights to where kernels are as fast, and sum in the same order, for every file. Without it, weights
+    stay in the file, mapped, as long as ``dtype`` is the file's own: memory holds what was used of them, once.
 
     Raises LopsideError where the folder is no model for summarising, or weights and model do not fit each other:
     nothing is ever left at random values.
@@ -120,7 +126,7 @@ def load_model(
             model, found = AutoModelForSeq2SeqLM.from_pretrained(
                 folder,
                 dtype=dtype or torch.float32,
-                attn_implementation=attention,
+                attn_implementation=None if attention == "sdpa" else attention,  # None: sdpa, or else eager
                 local_files_only=True,
                 use_safetensors=True,
                 output_loading_info=True,
@@ -136,9 +142,26 @@ def load_model(
     for fault, names in faults.items():
         if names:
             raise LopsideError(f"{folder}: the weights {fault} {_some(names)}")
-    _align(model)
+    if align:
+        _align(model)
     loaded: PreTrainedModel = model.eval().to(device)
     return loaded
+
+
+def stored_dtype(folder: str | Path) -> "torch.dtype":
+    """The dtype that most floating-point tensors of a model folder's weights have. Raises LopsideError."""
+    import torch
+    from safetensors import safe_open
+
+    dtypes: Counter[str] = Counter()
+    for file in weight_files(folder):
+        with safe_open(file, framework="pt") as tensors:
+            dtypes.update(tensors.get_slice(name).get_dtype() for name in tensors.keys())  # noqa: SIM118
+    names = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    for name, _ in dtypes.most_common():
+        if name in names:
+            return names[name]
+    raise LopsideError(f"{folder}: its weights are of {', '.join(dtypes) or 'no dtype'}; known: {', '.join(names)}")
 
 
 def load_tokenizer(folder: str | Path) -> "PreTrainedTokenizerBase":
