@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from lopside.architectures import StackSpec
+from lopside.architectures import StackSpec, path_pattern
 
 if TYPE_CHECKING:
     from torch.nn import ModuleList
@@ -17,7 +17,8 @@ def blocks_of(model: PreTrainedModel, stack: StackSpec) -> ModuleList:
     """The blocks of one stack of a loaded model, in order."""
     from torch.nn import ModuleList
 
-    blocks = model.get_submodule(stack.path)
+    pattern = path_pattern(stack)
+    (blocks,) = [module for name, module in model.named_modules() if pattern.fullmatch(name)]
     assert isinstance(blocks, ModuleList)
     return blocks
 
@@ -29,7 +30,7 @@ def switched_off(model: PreTrainedModel, stack: StackSpec, indices: Sequence[int
     All blocks stay where they are, because some know their place. Good for a forward pass without cache.
     """
     blocks = blocks_of(model, stack)
-    hooks = [blocks[index].register_forward_hook(_handing_on(1)) for index in indices]
+    hooks = [blocks[index].register_forward_hook(_handing_on(stack.states)) for index in indices]
     try:
         yield
     finally:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +13,10 @@ from lopside.architectures import (
     StackSpec,
     block_pattern,
     layer_counts,
-    path_pattern,
     spec_of,
     with_layers,
 )
+from lopside.blocks import blocks_of, switched_off
 from lopside.errors import LopsideError
 from lopside.files import new_folder, sha256_of, write_json
 from lopside.models import WEIGHTS, copy_companions, load_model, read_config, stored_dtype, weight_files
@@ -242,36 +243,13 @@ def _bytes(file: Path, name: str) -> "torch.Tensor":
 def _reference(
     source: Path, dtype: "torch.dtype", spec: ArchitectureSpec, kept: tuple[tuple[int, ...], tuple[int, ...]]
 ) -> "tuple[int, torch.Tensor]":
-    """The parent's number of parameters, and the logits of its kept blocks.
-
-    All blocks stay where they are, as some know their place; those that are not kept hand on what they were given.
-    """
+    """The parent's number of parameters, and the logits of its kept blocks, the others switched off."""
     model = load_model(source, dtype, align=False)
-    for stack, indices in zip(spec.stacks, kept, strict=True):
-        for index, block in enumerate(_blocks(model, stack)):
-            if index not in indices:
-                block.register_forward_hook(_handing_on(stack.states))
-    return _parameters(model), _logits(model)
-
-
-def _blocks(model: "PreTrainedModel", stack: StackSpec) -> "torch.nn.ModuleList":
-    from torch.nn import ModuleList
-
-    pattern = path_pattern(stack)
-    (blocks,) = [module for name, module in model.named_modules() if pattern.fullmatch(name)]
-    assert isinstance(blocks, ModuleList)
-    return blocks
-
-
-def _handing_on(states: int) -> Callable[[Any, tuple[Any, ...], Any], Any]:
-    """A hook: the block's states as they came take the place of those it made. All else that it returns stays:
-    T5's blocks hand on the table of positions that the first one has made.
-    """
-
-    def hand_on(block: object, given: tuple[Any, ...], result: Any) -> Any:
-        return (*given[:states], *result[states:]) if isinstance(result, tuple) else given[0]
-
-    return hand_on
+    with ExitStack() as off:
+        for stack, indices in zip(spec.stacks, kept, strict=True):
+            dropped = [index for index in range(len(blocks_of(model, stack))) if index not in indices]
+            off.enter_context(switched_off(model, stack, dropped))
+        return _parameters(model), _logits(model)
 
 
 def _logits(model: "PreTrainedModel") -> "torch.Tensor":
