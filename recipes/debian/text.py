@@ -91,18 +91,25 @@ class Index:
             raise LopsideError(f"{command} {arguments[-1]}: {said[0].strip()}") from error
 
 
-@click.command()
-@click.option("--out", type=click.Path(path_type=Path), default=OUTPUTS / "splits", show_default=True, help="Folder.")
-def main(out: Path) -> None:
-    """Write train.jsonl, validation.jsonl and test.jsonl; packages of one source package are never parted."""
-    index = Index(OUTPUTS / "apt")
+def _found(index: Index) -> list[Pair]:
+    """The pairs of a fresh index, duplicates included."""
     index.update()
     sources = {
         fields["Package"]: fields["Source"].split(" ")[0]
         for fields in paragraphs(index.read("Packages"))
         if "Source" in fields
     }
-    found = list(pairs(paragraphs(index.read("Translations")), sources))
+    return list(pairs(paragraphs(index.read("Translations")), sources))
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path), default=OUTPUTS / "splits", show_default=True, help="Folder.")
+def main(out: Path) -> None:
+    """Write train.jsonl, validation.jsonl and test.jsonl; packages of one source package are never parted."""
+    try:
+        found = _found(Index(OUTPUTS / "apt"))
+    except LopsideError as error:
+        raise click.ClickException(str(error)) from error
     parts = split(deduplicate(found), kin=lambda pair: pair.source)
     with new_folder(out) as folder:
         for name, part in parts.items():
