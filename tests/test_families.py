@@ -268,7 +268,8 @@ print(json.dumps(answers))
 @pytest.fixture(scope="module")
 def answers(request: pytest.FixtureRequest, zoo: Zoo) -> dict[str, Any]:
     """What one process without lopside says of the pruned models of all families whose tests are to run."""
-    asked = [item.callspec.params for item in request.session.items if "answers" in getattr(item, "fixturenames", ())]
+    items: list[Any] = request.session.items
+    asked = [item.callspec.params for item in items if "answers" in getattr(item, "fixturenames", ())]
     folders = {}
     for name in dict.fromkeys(params["name"] for params in asked):
         paths = _paths(load_model(zoo.parent(name)))
