@@ -148,6 +148,7 @@ def test_the_pruned_model_is_its_parent_less_some_blocks(zoo: Zoo, name: str, ce
     assert pruned.config.get_text_config(decoder=True).num_hidden_layers >= counts[1]
 
     assert _ties(pruned) == _ties(parent)
+    assert not (family.untied and any("lm_head.weight" in group for group in _ties(pruned)))
     was, now = (_outside(model, model.state_dict()) for model in (parent, pruned))
     assert was.keys() == now.keys()
     # Tables of positions are among them. Some families compute theirs: T5Gemma 2, those of the kinds of layers it has.
