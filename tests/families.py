@@ -116,7 +116,8 @@ FAMILIES = (
         cells=CELLS | {"1-6": ((2,), ALL), "3-2": ((0, 3, 4), (0, 4))},
     ),
     Family("bigbird_pegasus", "bigbird_pegasus", _BART | {"block_size": 4, "num_random_blocks": 1}),
-    # The widest window of all blocks says how far a document is padded, and so how long the sums are.
+    # The widest window of all blocks says how far a document is padded. Where it was tried, logits are equal to the bit
+    # all the same, but kernels may sum in another order where a matrix has another size.
     Family(
         "led",
         "led",
@@ -126,7 +127,7 @@ FAMILIES = (
             "max_decoder_position_embeddings": 64,
             "attention_window": [4, 16, 4, 8, 4, 8],
         },
-        tolerance=1e-5,
+        tolerance=1e-6,
     ),
     Family("marian", "marian", _BART | {"pad_token_id": 63, "decoder_start_token_id": 63, "eos_token_id": 0}),
     Family(

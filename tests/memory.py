@@ -43,6 +43,7 @@ def write_t5(folder: Path, shape: dict[str, int]) -> None:
     import numpy as np
 
     d_model, inner, d_ff = shape["d_model"], shape["num_heads"] * shape["d_kv"], shape["d_ff"]
+    shapes: dict[str, tuple[int, ...]]
     shapes = dict.fromkeys(("shared.weight", "lm_head.weight"), (shape["vocab_size"], d_model))
     for stack, attentions in (("encoder", ["SelfAttention"]), ("decoder", ["SelfAttention", "EncDecAttention"])):
         for block in range(shape["num_layers"]):
@@ -69,7 +70,7 @@ def write_t5(folder: Path, shape: dict[str, int]) -> None:
         file.write(struct.pack("<Q", len(text)) + text)
         for name, size in shapes.items():
             values = generator.standard_normal(size, dtype=np.float32)
-            file.write(values / 20 + ("norm" in name))
+            file.write((values / np.float32(20) + np.float32("norm" in name)).tobytes())
     config = {"model_type": "t5", "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, **shape}
     (folder / "config.json").write_text(json.dumps(config | {"num_decoder_layers": shape["num_layers"]}))
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from collections import defaultdict
@@ -10,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from lopside import pruning
 from lopside.architectures import ARCHITECTURES, layer_counts, path_pattern, spec_of, with_layers
@@ -145,6 +148,7 @@ def test_the_pruned_model_is_its_parent_less_some_blocks(zoo: Zoo, name: str, ce
     assert pruned.config.get_text_config(decoder=True).num_hidden_layers >= counts[1]
 
     assert _ties(pruned) == _ties(parent)
+    assert not (family.untied and any("lm_head.weight" in group for group in _ties(pruned)))
     was, now = (_outside(model, model.state_dict()) for model in (parent, pruned))
     assert was.keys() == now.keys()
     # Tables of positions are among them. Some families compute theirs: T5Gemma 2, those of the kinds of layers it has.
@@ -175,6 +179,22 @@ def test_a_cell_that_a_family_cannot_have_is_refused_by_name(zoo: Zoo, tmp_path:
     with pytest.raises(LopsideError, match=f"^{NAMES[name].refused[cell]}"):
         prune(zoo.parent(name), tmp_path / "pruned", *NAMES[name].cells[cell])
     assert not list(tmp_path.iterdir())
+
+
+def test_both_spellings_of_names_in_files_are_known(zoo: Zoo, tmp_path: Path) -> None:
+    """transformers 5.23 reads T5Gemma 2's text encoder under the name of its module and under an older one."""
+    source, kept = zoo.parent("t5gemma2"), NAMES["t5gemma2"].cells["3-2"]
+    logits = _logits(load_model(zoo.pruned("t5gemma2", "3-2", kept)))
+    for spelling in ("model.encoder.text_model.", "model.encoder."):
+        weights = {
+            re.sub(r"^model\.encoder\.(text_model\.)?(?=layers|norm|embed_tokens)", spelling, name): tensor
+            for name, tensor in load_file(source / "model.safetensors").items()
+        }
+        assert f"{spelling}layers.0.mlp.up_proj.weight" in weights
+        renamed = shutil.copytree(source, tmp_path / spelling)
+        save_file(weights, renamed / "model.safetensors", metadata={"format": "pt"})
+        prune(renamed, tmp_path / "pruned", *kept)
+        assert torch.equal(_logits(load_model(tmp_path / "pruned")), logits)
 
 
 def test_settings_of_other_layers_are_caught(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,7 +269,8 @@ print(json.dumps(answers))
 @pytest.fixture(scope="module")
 def answers(request: pytest.FixtureRequest, zoo: Zoo) -> dict[str, Any]:
     """What one process without lopside says of the pruned models of all families whose tests are to run."""
-    asked = [item.callspec.params for item in request.session.items if "answers" in getattr(item, "fixturenames", ())]
+    items: list[Any] = request.session.items
+    asked = [item.callspec.params for item in items if "answers" in getattr(item, "fixturenames", ())]
     folders = {}
     for name in dict.fromkeys(params["name"] for params in asked):
         paths = _paths(load_model(zoo.parent(name)))

@@ -85,6 +85,13 @@ def test_a_model_of_another_kind_is_refused(folder: Path) -> None:
         load_model(folder)
 
 
+def test_a_config_that_is_not_valid_is_refused_by_key(folder: Path) -> None:
+    config = read_config(folder)
+    (folder / "config.json").write_text(json.dumps(config | {"d_model": "wide"}))
+    with pytest.raises(LopsideError, match=r"model: cannot be loaded as a model: .* field 'd_model': TypeError"):
+        load_model(folder)
+
+
 def test_a_folder_without_tokenizer_is_refused(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
     with pytest.raises(LopsideError, match="model: its tokenizer cannot be loaded"):

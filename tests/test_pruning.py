@@ -234,6 +234,15 @@ def test_weights_that_are_not_finite_are_refused(tiny_bart: Path, tmp_path: Path
     prune(source, tmp_path / "pruned", (0,), (1,))  # the block that is at fault goes
 
 
+def test_float16_that_overflows_is_checked_in_float32(tiny_t5: Path, tmp_path: Path) -> None:
+    weights = {name: tensor.half() for name, tensor in _weights(tiny_t5).items()}
+    weights["lm_head.weight"] *= 2e4
+    source = _with_weights(tiny_t5, tmp_path / "half", weights)
+    assert not torch.isfinite(_logits(load_model(source, torch.float16))).all()
+    prune(source, tmp_path / "pruned", (1, 4), (5,))
+    assert {tensor.dtype for tensor in _weights(tmp_path / "pruned").values()} == {torch.float16}
+
+
 def test_the_parent_is_not_overwritten(tiny_bart: Path, tmp_path: Path) -> None:
     source = shutil.copytree(tiny_bart, tmp_path / "model")
     with pytest.raises(LopsideError, match="model: the pruned model would take the place of its parent"):

@@ -119,6 +119,7 @@ def load_model(
     check_model(folder)
 
     import torch
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoModelForSeq2SeqLM
 
     with _quiet():
@@ -132,7 +133,7 @@ def load_model(
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # so that they are named, below, and refused
             )
-        except (ValueError, RuntimeError) as error:
+        except (ValueError, RuntimeError, StrictDataclassError) as error:
             raise LopsideError(f"{folder}: cannot be loaded as a model: {_first_line(error)}") from error
     faults = {
         "lack": found["missing_keys"],
@@ -233,7 +234,9 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """What an error says first; a line that ends in a colon takes the next one along."""
+    first, *rest = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{first} {rest[0].strip()}" if first.endswith(":") and rest else first
 
 
 def _some(names: set[str]) -> str:
