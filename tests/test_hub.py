@@ -276,6 +276,28 @@ def test_a_known_set_is_read_with_its_configuration_columns_and_splits(
     assert "columns: document from article, summary from highlights, id from id" in capsys.readouterr().out
 
 
+def test_a_part_of_a_set_in_the_cache_is_not_taken_for_the_whole(
+    server: Server, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_news(server)
+    server.cut["3.0.0/test-00000-of-00001.parquet"] = 99
+    with pytest.raises(LopsideError, match=r"^dataset: abisee/cnn_dailymail: .*cannot be reached"):
+        make_tables("cnn_dailymail", folder=tmp_path / "splits", hub=hub)
+    with monkeypatch.context() as patch:
+        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        http.close_session()
+        with pytest.raises(LopsideError, match=r"^dataset: abisee/cnn_dailymail: is not in the cache, and HF_HUB_OFF"):
+            make_tables("cnn_dailymail", folder=tmp_path / "splits", hub=hub)
+    assert not (tmp_path / "splits").exists()
+    server.cut.clear()
+    http.close_session()
+    counts = make_tables("cnn_dailymail", folder=tmp_path / "splits", hub=hub)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub._tree_cache._IN_MEMORY_TREE_CACHE", {})  # as in another process
+    http.close_session()
+    assert make_tables("cnn_dailymail", folder=tmp_path / "splits", hub=hub) == counts
+
+
 def test_any_other_set_needs_its_columns_named_where_they_are_not_clear(
     server: Server, hub: Hub, tmp_path: Path
 ) -> None:

@@ -72,9 +72,10 @@ class Hub:
             return Fetched(self._download("dataset", hub_id, commit, chosen), chosen, commit)
 
     def _look_up(self, kind: str, hub_id: str, revision: str) -> tuple[str, list[str]]:
-        """The commit and the names of its files; without a network those that are in the cache."""
+        """The commit and the names of all its files; without a network, from the cache."""
         import httpx2
         from huggingface_hub import HfApi
+        from huggingface_hub._tree_cache import read_tree_cache
         from huggingface_hub.errors import OfflineModeIsEnabled
         from huggingface_hub.hf_api import RepoFile
 
@@ -85,7 +86,12 @@ class Hub:
             return commit, sorted(each.path for each in tree if isinstance(each, RepoFile))
         except (OfflineModeIsEnabled, httpx2.TransportError):
             folder = self._download(kind, hub_id, commit, [], offline=True)
-            return commit, sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+            # The list that came with an earlier download: the folder itself may hold part of what there is, and a split
+            # that never came would not be missed.
+            listed = read_tree_cache(str(folder.parents[1]), commit)
+            if listed is None:
+                raise LopsideError(f"{kind}: {hub_id}: the cache may hold but part of it; fetch it online") from None
+            return commit, sorted(listed)
 
     def _download(self, kind: str, hub_id: str, commit: str, names: Sequence[str], offline: bool = False) -> Path:
         from huggingface_hub import snapshot_download
