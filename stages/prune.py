@@ -60,10 +60,14 @@ def main(params: Params) -> None:
 
 def _measure(params: Params) -> "dict[Stack, Ranking]":
     """Both stacks on calibration pairs drawn from the training split by the seed."""
+    from lopside.inputs import choose_inputs
     from lopside.machine import choose_device, keep_memory, set_threads
     from lopside.splits import read_split
 
     pairs = read_split("train")
+    inputs = choose_inputs(
+        SOURCE, params.dataset, params.data.prefix, params.data.max_source_tokens, params.data.max_target_tokens
+    )
     pairs = pairs.sample(min(params.keep.documents, len(pairs)), random_state=params.seed)
     keep_memory()
     device = choose_device(params.device)
@@ -77,12 +81,12 @@ def _measure(params: Params) -> "dict[Stack, Ranking]":
         stack: rank_layers(
             model,
             tokenizer,
-            pairs["document"].tolist(),
+            inputs.sources(pairs["document"]),
             pairs["summary"].tolist(),
             stack,
             measure=params.keep.measure,
-            max_source_tokens=params.data.max_source_tokens,
-            max_target_tokens=params.data.max_target_tokens,
+            max_source_tokens=inputs.max_source_tokens,
+            max_target_tokens=inputs.max_target_tokens,
         )
         for stack in stacks
     }

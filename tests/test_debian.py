@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from lopside.docstrings import split
 from lopside.errors import LopsideError
 from recipes.debian import text
 from recipes.debian.text import Index, description, main, pairs, paragraphs
@@ -73,8 +74,7 @@ def index(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(Index, "update", lambda self: None)
     monkeypatch.setattr(Index, "read", lambda self, kind: "\n".join(kinds[kind]).splitlines())
     monkeypatch.setattr(text, "OUTPUTS", tmp_path)
-    original = text.split
-    monkeypatch.setattr(text, "split", lambda found, **options: original(found, 10, 10, **options))
+    monkeypatch.setattr(text, "split", lambda found, **options: split(found, 10, 10, **options))
 
 
 def test_source_packages_are_never_parted(index: None, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lopside.errors import LopsideError
+from lopside.files import copy_file
 
 if TYPE_CHECKING:
     import torch
@@ -34,13 +35,6 @@ COMPANIONS = (
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
-
-
-def model_folder(name: str) -> Path:
-    """The folder of the model that params.yaml calls ``name``. Raises LopsideError for an unknown one."""
-    if name not in BUILT_IN:
-        raise LopsideError(f"model: {name!r} is unknown. Allowed: {', '.join(BUILT_IN)}")
-    return BUILT_IN[name]
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -80,6 +74,28 @@ def check_model(folder: str | Path) -> None:
     weight_files(folder)
 
 
+def check_kind(folder: str | Path, where: str = "") -> None:
+    """Raise LopsideError where the model in ``folder`` (called ``where`` in the message) is no encoder-decoder."""
+    config = read_config(folder)
+    if config.get("is_encoder_decoder") is not True:
+        raise LopsideError(
+            f"{where or folder}: config.json says model_type {config.get('model_type')!r} and not is_encoder_decoder; "
+            "a model with an encoder and a decoder is needed (BART, T5, Pegasus, Marian, ...)"
+        )
+
+
+def model_files(folder: str | Path) -> list[Path]:
+    """What of a model folder belongs to the model: config, weights with their index, generation settings, tokenizer.
+
+    Raises LopsideError where config or weights are missing or broken.
+    """
+    folder = Path(folder)
+    check_model(folder)
+    weights = weight_files(folder)
+    index = [folder / INDEX] if weights[0].name != WEIGHTS else []
+    return [folder / "config.json", *index, *weights, *_companions(folder)]
+
+
 def copy_companions(source: Path, target: Path) -> None:
     """Copy generation settings and tokenizer files, unchanged, from one model folder to another."""
     for path in _companions(source):
@@ -91,12 +107,8 @@ def copy_model(source: Path, target: Path) -> None:
 
     Raises LopsideError where config or weights are missing or broken.
     """
-    read_config(source)
-    weights = weight_files(source)
-    index = [source / INDEX] if weights[0].name != WEIGHTS else []
-    for path in [source / "config.json", *index, *weights]:
-        shutil.copyfile(path, target / path.name)
-    copy_companions(source, target)
+    for path in model_files(source):
+        copy_file(path, target / path.name)
 
 
 def load_model(
