@@ -13,10 +13,18 @@ SOURCES = {"dense": Path("outputs/parent"), "pruned": Path("outputs/prune")}
 @stage(click.argument("side", type=click.Choice(list(SOURCES))))
 def main(params: Params, side: str) -> None:
     """Train outputs/parent or outputs/prune into outputs/finetune/SIDE."""
+    from lopside.inputs import choose_inputs
     from lopside.machine import choose_device, keep_memory, set_threads
     from lopside.splits import read_split
 
     train, validation = read_split("train"), read_split("validation")
+    inputs = choose_inputs(
+        SOURCES[side],
+        params.dataset,
+        params.data.prefix,
+        params.data.max_source_tokens,
+        params.data.max_target_tokens,
+    )
     keep_memory()
     device = choose_device(params.device)
     set_threads(0)
@@ -29,7 +37,7 @@ def main(params: Params, side: str) -> None:
         train,
         validation,
         params.train,
-        params.data,
+        inputs,
         params.seed,
         device,
     )

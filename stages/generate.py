@@ -1,5 +1,6 @@
 """Write a summary of every test document by the dense or the pruned model."""
 
+import json
 from pathlib import Path
 
 import click
@@ -7,6 +8,7 @@ import pandas as pd
 
 from lopside.cli import stage
 from lopside.files import new_file
+from lopside.inputs import choose_inputs
 from lopside.machine import choose_device, choose_dtype, keep_memory
 from lopside.params import Params
 from lopside.splits import read_split
@@ -19,6 +21,14 @@ SUMMARIES = Path("outputs/generate")
 def main(params: Params, side: str) -> None:
     """Summarise the test documents with the model of one SIDE."""
     test = read_split("test")
+    inputs = choose_inputs(
+        MODELS / side,
+        params.dataset,
+        params.data.prefix,
+        params.data.max_source_tokens,
+        params.data.max_target_tokens,
+    )
+    new_tokens = params.generate.max_new_tokens or inputs.max_target_tokens
     keep_memory()
     import torch
 
@@ -30,9 +40,9 @@ def main(params: Params, side: str) -> None:
     generated = generate(
         load_model(MODELS / side, dtype=getattr(torch, dtype), device=device),
         load_tokenizer(MODELS / side),
-        test["document"].tolist(),
-        max_source_tokens=params.data.max_source_tokens,
-        max_new_tokens=params.generate.max_new_tokens,
+        inputs.sources(test["document"]),
+        max_source_tokens=inputs.max_source_tokens,
+        max_new_tokens=new_tokens,
         num_beams=params.generate.num_beams,
         batch_size=params.generate.batch_size,
         progress=f"generate {side}",
@@ -46,8 +56,9 @@ def main(params: Params, side: str) -> None:
     )
     # What the figures depend on goes with the summaries: `score` puts it into its signature.
     table.attrs["generation"] = {
-        "source_tokens": params.data.max_source_tokens,
-        "new_tokens": params.generate.max_new_tokens,
+        "prefix": json.dumps(inputs.prefix),
+        "source_tokens": inputs.max_source_tokens,
+        "new_tokens": new_tokens,
         "beams": params.generate.num_beams,
         "dtype": dtype,
     }
@@ -57,7 +68,7 @@ def main(params: Params, side: str) -> None:
     empty = sum(not each.summary for each in generated)
     print(
         f"{side}: {len(generated)} documents in {dtype} on {device}, {cut:.1%} of them cut at "
-        f"{params.data.max_source_tokens} tokens; {empty} summaries empty"
+        f"{inputs.max_source_tokens} tokens; {empty} summaries empty"
     )
 
 

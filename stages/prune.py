@@ -1,33 +1,109 @@
 """Keep some layers of the parent: the pruned model, before it is fine-tuned."""
 
+import csv
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lopside.architectures import layer_counts
 from lopside.cli import stage
+from lopside.files import new_file
 from lopside.models import read_config
 from lopside.params import Params
 from lopside.pruning import prune
-from lopside.selection import SINGLE, keep_layers
+from lopside.selection import SHARE, Stack, keep_layers, kept_count
+
+if TYPE_CHECKING:
+    from lopside.importance import Ranking
 
 SOURCE = Path("outputs/parent")
 TARGET = Path("outputs/prune")
+PLOT = Path("metrics/plots/layers.csv")
 
 
 @stage
 def main(params: Params) -> None:
-    """Keep enc sixths of the encoder's layers and dec sixths of the decoder's, as outputs/prune."""
+    """Keep enc of the encoder's layers and dec of the decoder's, in keep.unit, as outputs/prune."""
     encoder, decoder = layer_counts(read_config(SOURCE))
-    strategy = params.keep.strategy
+    layers: dict[Stack, int] = {"encoder": encoder, "decoder": decoder}
+    strategy, unit = params.keep.strategy, params.keep.unit
+    shares: dict[Stack, int] = {"encoder": params.enc, "decoder": params.dec}
+    explicit = {"encoder": params.keep.encoder, "decoder": params.keep.decoder}
+    rankings: dict[Stack, Ranking] = {}
+    if strategy == "importance":
+        counts = {stack: kept_count(layers[stack], shares[stack], unit, SHARE[stack]) for stack in layers}
+        rankings = _measure(params)
+        kept = {stack: rankings[stack].keep(counts[stack]) for stack in layers}
+    else:
+        kept = {
+            stack: keep_layers(layers[stack], shares[stack], strategy, explicit[stack], stack, unit) for stack in layers
+        }
     record = prune(
         SOURCE,
         TARGET,
-        keep_layers(encoder, params.enc, strategy, params.keep.encoder, SINGLE["encoder"], "keep.encoder"),
-        keep_layers(decoder, params.dec, strategy, params.keep.decoder, SINGLE["decoder"], "keep.decoder"),
+        kept["encoder"],
+        kept["decoder"],
         strategy=strategy,
+        importance={stack: asdict(ranking) for stack, ranking in rankings.items()} or None,
     )
-    print(f"encoder keeps {_some(record.encoder_kept)} of {encoder} layers")
-    print(f"decoder keeps {_some(record.decoder_kept)} of {decoder} layers")
+    _write_plot(layers, kept, rankings)
+    for stack in layers:
+        print(f"{stack} keeps {_some(kept[stack])} of {layers[stack]} layers")
+        if stack in rankings and len(kept[stack]) == 1:
+            alone = rankings[stack].alone
+            ends = {"first": 0, "last": layers[stack] - 1, "kept": kept[stack][0]}
+            said = ", ".join(f"{end} ({layer}) {alone[layer]:.3f}" for end, layer in ends.items())
+            print(f"  loss with one {stack} layer alone, in nats a token, untrained: {said}")
     print(f"{record.parent.parameters:,} parameters become {record.pruned.parameters:,}")
+
+
+def _measure(params: Params) -> "dict[Stack, Ranking]":
+    """Both stacks on calibration pairs drawn from the training split by the seed."""
+    from lopside.inputs import choose_inputs
+    from lopside.machine import choose_device, keep_memory, set_threads
+    from lopside.splits import read_split
+
+    pairs = read_split("train")
+    inputs = choose_inputs(
+        SOURCE, params.dataset, params.data.prefix, params.data.max_source_tokens, params.data.max_target_tokens
+    )
+    pairs = pairs.sample(min(params.keep.documents, len(pairs)), random_state=params.seed)
+    keep_memory()
+    device = choose_device(params.device)
+    set_threads(0)
+    from lopside.importance import rank_layers
+    from lopside.models import load_model, load_tokenizer
+
+    model, tokenizer = load_model(SOURCE, device=device), load_tokenizer(SOURCE)
+    stacks: tuple[Stack, Stack] = ("encoder", "decoder")
+    return {
+        stack: rank_layers(
+            model,
+            tokenizer,
+            inputs.sources(pairs["document"]),
+            pairs["summary"].tolist(),
+            stack,
+            measure=params.keep.measure,
+            max_source_tokens=inputs.max_source_tokens,
+            max_target_tokens=inputs.max_target_tokens,
+        )
+        for stack in stacks
+    }
+
+
+def _write_plot(
+    layers: Mapping[Stack, int], kept: Mapping[Stack, tuple[int, ...]], rankings: "Mapping[Stack, Ranking]"
+) -> None:
+    """A row a layer: whether it is kept and, where that was measured, its score while all layers were there."""
+    with new_file(PLOT) as path, path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["layer", "kept", "importance"])
+        for stack, count in layers.items():
+            scores = rankings[stack].scores[0] if stack in rankings and count > 1 else {}
+            for layer in range(count):
+                score = f"{scores[layer]:.5g}" if layer in scores else ""
+                writer.writerow([f"{stack} {layer}", int(layer in kept[stack]), score])
 
 
 def _some(kept: tuple[int, ...]) -> str:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import settings
 
+from tests.families import randomise, save
+
 # A busy machine is no fault of the code: what a test may take is judged over the whole run.
 settings.register_profile("lopside", deadline=None)
 settings.load_profile("lopside")
@@ -104,23 +106,12 @@ def _t5_config(vocabulary: int, encoder_layers: int, decoder_layers: int, **more
 
 
 def _save(folder: Path, build: Callable[[], "PreTrainedModel"], tokenizer: "PreTrainedTokenizerFast") -> Path:
-    """Save a model with random weights large enough that every layer shows in what is generated."""
     import torch
-    from transformers.utils import logging
 
     with torch.random.fork_rng():
         model = build()
-    generator = torch.Generator().manual_seed(7)
-    for name, parameter in model.named_parameters():
-        noise = torch.randn(parameter.shape, generator=generator)
-        with torch.no_grad():
-            if parameter.dim() == 2:
-                parameter.copy_(0.5 * noise)
-            else:
-                parameter.copy_(0.1 * noise + ("norm" in name and name.endswith("weight")))
-    logging.disable_progress_bar()
-    model.save_pretrained(folder)
-    logging.enable_progress_bar()
+    randomise(model)
+    save(model, folder)
     tokenizer.save_pretrained(folder)
     return folder
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lopside.errors import LopsideError
-from lopside.models import copy_model, load_model, load_tokenizer, model_folder, read_config, weight_files
+from lopside.models import check_kind, copy_model, load_model, load_tokenizer, read_config, weight_files
 
 
 @pytest.fixture
@@ -83,6 +83,15 @@ def test_a_model_of_another_kind_is_refused(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
     with pytest.raises(LopsideError, match=r"model: cannot be loaded as a model: .*GPT2Config"):
         load_model(folder)
+    with pytest.raises(LopsideError, match=r"model: config.json says model_type 'gpt2' and not is_encoder_decoder"):
+        check_kind(folder)
+
+
+def test_a_config_that_is_not_valid_is_refused_by_key(folder: Path) -> None:
+    config = read_config(folder)
+    (folder / "config.json").write_text(json.dumps(config | {"d_model": "wide"}))
+    with pytest.raises(LopsideError, match=r"model: cannot be loaded as a model: .* field 'd_model': TypeError"):
+        load_model(folder)
 
 
 def test_a_folder_without_tokenizer_is_refused(folder: Path) -> None:
@@ -106,6 +115,7 @@ def test_only_what_a_model_needs_is_copied(folder: Path, tmp_path: Path) -> None
     assert sorted(path.name for path in target.iterdir()) == kept
     for name in kept:
         assert (target / name).read_bytes() == (folder / name).read_bytes()
+        assert not (target / name).samefile(folder / name)  # a link would let DVC change the user's own file
 
 
 def test_shards_are_copied_with_their_index(folder: Path, tmp_path: Path) -> None:
@@ -160,9 +170,3 @@ def test_tokenizers_go_there_and_back(tiny_bart: Path, tiny_t5: Path) -> None:
         assert ids[-1] == tokenizer.eos_token_id
         assert max(ids) < read_config(folder)["vocab_size"]
         assert tokenizer.decode(ids, skip_special_tokens=True) == "Read the whole file."
-
-
-def test_an_unknown_name_is_refused() -> None:
-    assert model_folder("docs-bart-mini") == Path("models/docs-bart-mini")
-    with pytest.raises(LopsideError, match=r"^model: 'bart' is unknown.*docs-bart-mini"):
-        model_folder("bart")

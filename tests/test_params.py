@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from lopside import models, selection
 from lopside.errors import LopsideError
-from lopside.params import DATASETS, MODELS, STRATEGIES, Params, leaf_keys, load_params
+from lopside.params import DATASETS, MEASURES, MODELS, STRATEGIES, UNITS, Params, leaf_keys, load_params
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = (ROOT / "params.yaml").read_text()
@@ -70,20 +70,26 @@ def test_params_are_frozen() -> None:
 
 def test_leaf_keys_are_the_keys_of_the_shipped_file_in_its_order() -> None:
     tree = yaml.safe_load(SHIPPED)
-    keys = [f"{key}.{inner}" if inner else key for key, value in tree.items() for inner in _inner(value)]
-    assert list(leaf_keys()) == keys
+    assert list(leaf_keys()) == _leaves(tree)
 
 
-def _inner(value: object) -> list[str]:
-    return list(value) if isinstance(value, dict) else [""]
+def _leaves(tree: dict[str, Any], prefix: str = "") -> list[str]:
+    return [
+        leaf
+        for key, value in tree.items()
+        for leaf in (_leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else [prefix + key])
+    ]
 
 
 def test_names_are_those_that_the_modules_define() -> None:
-    from lopside import sources
+    from lopside import importance, known, sources
 
-    assert tuple(models.BUILT_IN) == MODELS
-    assert tuple(sources.BUILT_IN) == DATASETS
+    assert (*models.BUILT_IN, *known.HUB_MODELS) == MODELS
+    assert tuple(known.DATASETS) == DATASETS
+    assert {name for name, each in known.DATASETS.items() if not each.hub_id} == set(sources.BUILT_IN)
     assert tuple(selection.STRATEGIES) == STRATEGIES
+    assert tuple(selection.UNITS) == UNITS
+    assert tuple(importance.MEASURES) == MEASURES
 
 
 def test_reading_params_imports_no_other_module_of_the_library() -> None:
@@ -101,20 +107,33 @@ def test_reading_params_imports_no_other_module_of_the_library() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "shown", "allowed"),
     [
-        ("enc", 0, "0", "a whole number from 1 to 6"),
-        ("enc", 7, "7", "a whole number from 1 to 6"),
-        ("enc", 2.5, "2.5", "a whole number from 1 to 6"),
-        ("enc", True, "true", "a whole number from 1 to 6"),
-        ("enc", None, "null", "a whole number from 1 to 6"),
-        ("enc", [6], "[6]", "a whole number from 1 to 6"),
-        ("dec", "two", '"two"', "a whole number from 1 to 6"),
-        ("dec", "2", '"2"', "a whole number from 1 to 6"),
+        ("enc", 0, "0", "a whole number of at least 1 (encoder layers kept, in keep.unit)"),
+        ("enc", 7, "7", "a whole number from 1 to 6 where keep.unit is sixths; 6: all layers"),
+        ("enc", 2.5, "2.5", "a whole number of at least 1 (encoder layers kept, in keep.unit)"),
+        ("enc", True, "true", "a whole number of at least 1 (encoder layers kept, in keep.unit)"),
+        ("enc", None, "null", "a whole number of at least 1 (encoder layers kept, in keep.unit)"),
+        ("enc", [6], "[6]", "a whole number of at least 1 (encoder layers kept, in keep.unit)"),
+        ("dec", "two", '"two"', "a whole number of at least 1"),
+        ("dec", "2", '"2"', "a whole number of at least 1"),
         ("seed", -1, "-1", "a whole number from 0 to 4294967295"),
         ("seed", 2**32, "4294967296", "a whole number from 0 to 4294967295"),
         ("device", "gpu", '"gpu"', "auto | cpu | cuda"),
         ("device", 0, "0", "auto | cpu | cuda"),
         ("model", "t5-base", '"t5-base"', "docs-bart-mini"),
-        ("dataset", "cnn_dailymail", '"cnn_dailymail"', "docstrings"),
+        ("model", "https://hub.example/owner/name", '"https', "owner/name on the hub | the path of a folder"),
+        ("model", "", '""', "docs-bart-mini | flan-t5-small"),
+        ("model", None, "null", "docs-bart-mini | flan-t5-small"),
+        ("dataset", "cnn_dailymial", '"cnn_dailymial"', "did you mean cnn_dailymail?"),
+        ("dataset", "mine.jsonl", '"mine.jsonl"', "with a slash (./mine.jsonl)"),
+        ("dataset", "a/b\nc", '"a/b\\nc"', "docstrings"),
+        ("data.revision", 123, "123", "a line of text"),
+        ("data.prefix", "a\nb", '"a\\nb"', "a line of text"),
+        ("data.columns.document", ["a"], '["a"]', "a column's name"),
+        ("data.columns", "text", '"text"', "the keys document, summary, body, id"),
+        ("data.limits.train", -1, "-1", "a whole number of at least 0"),
+        ("data.max_source_tokens", 3, "3", "a whole number of at least 4, or 0"),
+        ("data.max_source_tokens", 0.0, "0.0", "a whole number of at least 4, or 0"),
+        ("data.skip_bad", "no", '"no"', "true | false"),
         ("parent.train", "yes", '"yes"', "true | false"),
         ("parent.train", 1, "1", "true | false"),
         ("keep.strategy", "unifrom", '"unifrom"', "did you mean uniform?"),
@@ -140,7 +159,7 @@ def test_reading_params_imports_no_other_module_of_the_library() -> None:
         ("time.batch_sizes", 8, "8", "different whole numbers of at least 1, not empty"),
         ("time.min_pairs", 5, "5", "a whole number of at least 6"),
         ("train", None, "null", "the keys dtype, epochs"),
-        ("keep", "uniform", '"uniform"', "the keys strategy, encoder, decoder"),
+        ("keep", "uniform", '"uniform"', "the keys strategy, unit, encoder, decoder, measure, documents"),
     ],
 )
 def test_a_bad_value_is_refused_with_its_key_and_what_is_allowed(
@@ -185,14 +204,19 @@ def test_missing_keys_and_groups_are_named(load: Callable[..., Params]) -> None:
 def test_all_faults_come_in_one_error(load: Callable[..., Params]) -> None:
     edits: dict[str, object] = {
         "surprise": 1,
-        "enc": 0,
         "dec": "two",
         "model": "bart",
         "keep.encoder": [0],
         "train.batch_size": 0,
         "time.batch_sizes": [],
+        "enc": 7,
     }
     assert [fault.partition(":")[0] for fault in faults_of(load, edits)] == list(edits)
+
+
+def test_layers_may_be_counted(load: Callable[..., Params]) -> None:
+    params = load({"enc": 24, "dec": 7, "keep.unit": "layers"})
+    assert (params.enc, params.dec, params.keep.unit) == (24, 7, "layers")
 
 
 @pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name != "explicit"])
@@ -213,6 +237,29 @@ def test_explicit_needs_both_lists(load: Callable[..., Params]) -> None:
 def test_explicit_lists_are_increasing_and_not_negative(load: Callable[..., Params], kept: list[int]) -> None:
     (fault,) = faults_of(load, {"keep.strategy": "explicit", "keep.encoder": kept, "keep.decoder": [0]})
     assert fault.startswith(f"keep.encoder: {kept} is refused; allowed: a list of strictly increasing whole numbers")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model", "flan-t5-small"),
+        ("model", "facebook/bart-large-cnn"),
+        ("model", "./mine"),
+        ("model", "~/models/my own"),
+        ("dataset", "xsum"),
+        ("dataset", "data/mine.jsonl.gz"),
+        ("data.prefix", "summarize: "),
+        ("data.prefix", ""),
+        ("data.revision", "refs/convert/parquet"),
+        ("data.max_source_tokens", 0),
+        ("data.max_source_tokens", 4),
+    ],
+)
+def test_places_texts_and_the_zero_that_stands_for_more(load: Callable[..., Params], key: str, value: object) -> None:
+    read: Any = load({key: value})
+    for name in key.split("."):
+        read = getattr(read, name)
+    assert read == value
 
 
 @pytest.mark.parametrize("written", ["1e-4", "1E-4", "1.e-4", "1.0e-4", "+1e-04", "0.0001", ".1e-3"])

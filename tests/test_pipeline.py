@@ -17,7 +17,9 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
+from lopside import tables
 from lopside.params import leaf_keys
+from lopside.splits import write_split
 
 ROOT = Path(__file__).parents[1]
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())
@@ -234,7 +236,7 @@ def test_every_stage_refuses_bad_params_with_all_faults_and_writes_nothing(stage
         "enc: 6": "enc: 0",
         "dec: 3": 'dec: "two"',
         "model: docs-bart-mini": "model: t5-base",
-        "dataset: docstrings": "dataset: xsum",
+        "dataset: docstrings": "dataset: xsun",
         "strategy: uniform": "strategy: best",
         "epochs: 1.0": "epoch: 1.0",
     }.items():
@@ -248,7 +250,7 @@ def test_every_stage_refuses_bad_params_with_all_faults_and_writes_nothing(stage
         "enc: 0 is refused",
         'dec: "two" is refused',
         'model: "t5-base" is refused',
-        'dataset: "xsum" is refused',
+        'dataset: "xsun" is refused',
         'keep.strategy: "best" is refused',
         "train.epoch: is no known key; did you mean train.epochs?",
         "train.epochs: is missing",
@@ -260,7 +262,7 @@ def test_every_stage_refuses_bad_params_with_all_faults_and_writes_nothing(stage
     ("stage", "named"),
     [
         ("download", "data/docstrings.lock"),
-        ("parent", "models/docs-bart-mini"),
+        ("parent", "models/docs-bart-mini: there is no such model folder"),
         ("prune", "outputs/parent"),
         ("finetune", "data/splits/train.parquet"),
         ("generate", "data/splits/test.parquet"),
@@ -283,13 +285,26 @@ def test_an_empty_split_is_named(stage: str, folder: Path) -> None:
     assert files_in(folder) == before
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a Linux device that is always full")
+def test_a_full_disk_is_said_in_one_line_and_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (folder / "params.yaml").read_text().replace("dataset: docstrings", "dataset: ./mine.jsonl")
+    (folder / "params.yaml").write_text(text)
+    rows = [{"document": f"Text {number}.", "summary": "Text."} for number in range(50)]
+    (folder / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr(tables, "write_split", lambda columns, path: write_split(columns, Path("/dev/full")))
+    result = invoke("download")
+    assert (result.exit_code, result.exception.__class__) == (1, SystemExit)
+    assert re.fullmatch(r"error: .*: no space is left on the disk\n", result.stderr)
+    assert files_in(folder) == {"params.yaml", "mine.jsonl", "data"}
+
+
 # The whole of it
 
 
 def write_splits(folder: Path, **sizes: int) -> None:
     """data/splits as `download` leaves it, with this many pairs a split."""
     body = "The item at this place of the list is returned. It is not copied, so that a change shows in the list."
-    (folder / "data/splits").mkdir(parents=True)
+    (folder / "data/splits").mkdir(parents=True, exist_ok=True)
     for split, size in sizes.items():
         rows = [
             {
@@ -324,25 +339,32 @@ TINY = {
 }
 
 
-@pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory, tiny_bart: Path) -> Path:
-    """A fresh git repository of this pipeline with a tiny random model and a handful of pairs, nothing run yet."""
-    folder = tmp_path_factory.mktemp("project")
+def new_project(folder: Path, settings: dict[str, Any]) -> None:
+    """A fresh git repository of this pipeline with these settings, nothing built in, nothing run or committed yet."""
     for name in ("src", "stages"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     for name in ("dvc.yaml", ".dvcignore", ".gitignore", ".dvc/config", ".dvc/.gitignore", ".dvc/plots"):
         (folder / name).parent.mkdir(exist_ok=True)
         (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, folder / name)
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    for key, value in TINY.items():
+    for key, value in settings.items():
         params[key] = params[key] | value if isinstance(value, dict) else value
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-    shutil.copytree(tiny_bart, folder / "models/docs-bart-mini")
-    (folder / "models/docs-bart-mini/trained_on.npy").touch()
-    write_splits(folder, train=12, validation=4, test=6)
-    (folder / "data/docstrings.lock").touch()
+    for name in ("data/docstrings.lock", "models/docs-bart-mini/trained_on.npy"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
     run("git", "init", "--quiet", "--initial-branch=main", ".", folder=folder)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, tiny_bart: Path) -> Path:
+    """Such a project with a tiny random model and a handful of pairs, nothing run yet."""
+    folder = tmp_path_factory.mktemp("project")
+    new_project(folder, TINY)
+    shutil.copytree(tiny_bart, folder / "models/docs-bart-mini", dirs_exist_ok=True)
+    write_splits(folder, train=12, validation=4, test=6)
     # Stands for the download, whose own tests are elsewhere: what lies in data/splits is taken as its result.
+    run("dvc", "repro", "--quiet", "machine", folder=folder)
     run("dvc", "commit", "--force", "--quiet", "download", folder=folder)
     commit(folder)
     return folder
@@ -412,7 +434,11 @@ def test_the_pipeline_from_nothing_and_experiments_on_it(project: Path) -> None:
     # Settings of generation leave training and timing alone. (A dry run looks no further than what changed itself.)
     params = (project / "params.yaml").read_text()
     (project / "params.yaml").write_text(params.replace("max_new_tokens: 6", "max_new_tokens: 5"))
-    assert ran(run("dvc", "repro", "--dry", folder=project)) == ["generate@dense", "generate@pruned", "machine"]
+    assert ran(run("dvc", "repro", "--dry", folder=project)) == [
+        "generate@dense",
+        "generate@pruned",
+        "machine",
+    ]
     assert {stage for stage in STAGES if any("outputs/generate" in dep for dep in deps(stage))} == {"score"}
 
     # What was run once is not run again: back at the first commit's params all comes from the run cache.

@@ -6,10 +6,12 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -93,6 +95,7 @@ def test_the_record_tells_what_was_done(tiny_t5: Path, tmp_path: Path) -> None:
         "encoder_kept": [1, 4],
         "decoder_kept": [5],
         "strategy": "uniform",
+        "importance": None,
         "parent": {
             "encoder_layers": 6,
             "decoder_layers": 6,
@@ -231,6 +234,15 @@ def test_weights_that_are_not_finite_are_refused(tiny_bart: Path, tmp_path: Path
     prune(source, tmp_path / "pruned", (0,), (1,))  # the block that is at fault goes
 
 
+def test_float16_that_overflows_is_checked_in_float32(tiny_t5: Path, tmp_path: Path) -> None:
+    weights = {name: tensor.half() for name, tensor in _weights(tiny_t5).items()}
+    weights["lm_head.weight"] *= 2e4
+    source = _with_weights(tiny_t5, tmp_path / "half", weights)
+    assert not torch.isfinite(_logits(load_model(source, torch.float16))).all()
+    prune(source, tmp_path / "pruned", (1, 4), (5,))
+    assert {tensor.dtype for tensor in _weights(tmp_path / "pruned").values()} == {torch.float16}
+
+
 def test_the_parent_is_not_overwritten(tiny_bart: Path, tmp_path: Path) -> None:
     source = shutil.copytree(tiny_bart, tmp_path / "model")
     with pytest.raises(LopsideError, match="model: the pruned model would take the place of its parent"):
@@ -238,7 +250,8 @@ def test_the_parent_is_not_overwritten(tiny_bart: Path, tmp_path: Path) -> None:
 
 
 def _flip_a_weight(origins: Any, path: Path) -> None:
-    weights = dict(pruning._read(origins))
+    COPY(origins, path)
+    weights = load_file(path)
     weights["encoder.block.1.layer.1.DenseReluDense.wo.weight"] = torch.zeros(16, 24)
     save_file(weights, path, metadata={"format": "pt"})
 
@@ -251,6 +264,7 @@ def _swap_two_blocks(*arguments: Any) -> Any:
     return {swapped.get(name[:23], name[:23]) + name[23:]: origin for name, origin in ORIGINS(*arguments).items()}
 
 
+COPY = pruning._copy_tensors
 ORIGINS = pruning._origins
 T5_SPEC = ARCHITECTURES["t5"]
 FAULTS: dict[str, tuple[str, Any, str]] = {
@@ -262,11 +276,11 @@ FAULTS: dict[str, tuple[str, Any, str]] = {
         "lack encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
     ),
     "no cache for all decoder layers": (
-        "with_layer_counts",
-        lambda config, encoder, decoder: config | {"num_layers": encoder, "num_decoder_layers": decoder},
+        "with_layers",
+        lambda config, encoder, decoder: config | {"num_layers": len(encoder), "num_decoder_layers": len(decoder)},
         r"generate\(\) would make a cache for 2 decoder layers, not 3",
     ),
-    "counts as before": ("with_layer_counts", lambda config, encoder, decoder: config, "lack decoder.block.3"),
+    "counts as before": ("with_layers", lambda config, encoder, decoder: config, "lack decoder.block.3"),
 }
 
 
@@ -375,9 +389,12 @@ def workspace(tiny_bart: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     return tmp_path
 
 
-def _set(**values: Any) -> None:
+def _set(values: Mapping[str, Any]) -> None:
+    """Change keys of params.yaml; of a group only those that are given."""
     params = yaml.safe_load(Path("params.yaml").read_text())
-    Path("params.yaml").write_text(yaml.safe_dump(params | values))
+    for key, value in values.items():
+        params[key] = params[key] | value if isinstance(value, dict) else value
+    Path("params.yaml").write_text(yaml.safe_dump(params))
 
 
 def test_parent_and_prune_follow_params(workspace: Path) -> None:
@@ -394,10 +411,11 @@ def test_parent_and_prune_follow_params(workspace: Path) -> None:
     cells: dict[str, dict[str, Any]] = {
         "6-3": {"enc": 6, "dec": 3},
         "1-1": {"enc": 1, "dec": 1},
+        "counts": {"enc": 5, "dec": 2, "keep": {"unit": "layers"}},
         "explicit": {"keep": {"strategy": "explicit", "encoder": [1, 2], "decoder": [4]}},
     }
     for cell, params in cells.items():
-        _set(**params)
+        _set(params)
         done = CliRunner().invoke(prune_stage.main, catch_exceptions=False)
         assert done.exit_code == 0, done.output
         record = json.loads(Path("outputs/prune/lopside.json").read_text())
@@ -405,13 +423,63 @@ def test_parent_and_prune_follow_params(workspace: Path) -> None:
     assert kept == {
         "6-3": ("uniform", [0, 1, 2, 3, 4, 5], [0, 3, 5]),
         "1-1": ("uniform", [0], [5]),
+        "counts": ("uniform", [0, 1, 3, 4, 5], [0, 5]),
         "explicit": ("explicit", [1, 2], [4]),
     }
 
-    _set(keep={"strategy": "published", "encoder": [], "decoder": []})
-    done = CliRunner().invoke(prune_stage.main)
-    assert done.exit_code == 1
-    assert "keep.strategy: 'published' has tables for stacks of 8, 12, 24 layers, and this one has 6" in done.output
+    plot = pd.read_csv("metrics/plots/layers.csv")
+    assert plot["layer"].tolist() == [f"{stack} {layer}" for stack in ("encoder", "decoder") for layer in range(6)]
+    assert plot["layer"][plot["kept"] == 1].tolist() == ["encoder 1", "encoder 2", "decoder 4"]
+    assert plot["importance"].isna().all()
+
+    refusals: dict[str, dict[str, Any]] = {
+        "keep.strategy: 'published' has tables for stacks of 8, 12, 24 layers, and this one has 6": {
+            "keep": {"strategy": "published", "encoder": [], "decoder": []}
+        },
+        "dec: 7 is not a whole number of layers from 1 to 6": {
+            "dec": 7,
+            "keep": {"strategy": "first", "unit": "layers", "encoder": [], "decoder": []},
+        },
+    }
+    for message, params in refusals.items():
+        _set(params)
+        done = CliRunner().invoke(prune_stage.main)
+        assert done.exit_code == 1
+        assert message in done.output
+
+
+@pytest.mark.parametrize("measure", ["loss", "influence"])
+def test_importance_decides_and_is_written_down(workspace: Path, measure: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from stages import prune as prune_stage
+
+    monkeypatch.setattr("lopside.machine.keep_memory", lambda: None)  # for good, in this process
+    monkeypatch.setattr("lopside.machine.set_threads", lambda count: None)
+    shutil.copytree("models/docs-bart-mini", "outputs/parent")
+    Path("data/splits").mkdir(parents=True)
+    texts = [f"Return item {number} of the list." for number in range(5)]
+    pairs = {"id": list("abcde"), "document": texts, "body": texts, "summary": texts[::-1], "source": list("abcde")}
+    pd.DataFrame(pairs).to_parquet("data/splits/train.parquet")
+    keep = {"strategy": "importance", "measure": measure, "documents": 3}
+    _set({"enc": 3, "dec": 1, "device": "cpu", "keep": keep})
+
+    done = CliRunner().invoke(prune_stage.main, catch_exceptions=False)
+
+    assert done.exit_code == 0, done.output
+    record = json.loads(Path("outputs/prune/lopside.json").read_text())
+    rankings = record["importance"]
+    assert {stack: ranking["measure"] for stack, ranking in rankings.items()} == dict.fromkeys(
+        ("encoder", "decoder"), measure
+    )
+    assert record["encoder_kept"] == sorted(set(range(6)) - set(rankings["encoder"]["removed"][:3]))
+    alone = rankings["decoder"]["alone"]
+    best = min(alone, key=lambda layer: alone[layer])
+    assert record["decoder_kept"] == [int(best)]
+    assert f"first (0) {alone['0']:.3f}, last (5) {alone['5']:.3f}, kept ({record['decoder_kept'][0]})" in done.output
+    plot = pd.read_csv("metrics/plots/layers.csv").set_index("layer")
+    assert plot["importance"]["decoder 2"] == pytest.approx(rankings["decoder"]["scores"][0]["2"], rel=1e-4)
+    first = Path("outputs/prune/lopside.json").read_bytes()
+    assert CliRunner().invoke(prune_stage.main).exit_code == 0
+    assert Path("outputs/prune/lopside.json").read_bytes() == first
 
 
 def test_parent_without_weights_is_one_line(workspace: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lopside.errors import LopsideError
-from lopside.selection import SINGLE, STRATEGIES, check_kept, keep_layers, kept_count
+from lopside.selection import STRATEGIES, Stack, check_kept, keep_layers, kept_count
 
 # FLAN-T5 small, base and large, typed from the table in the authors' src/prune.py.
 PUBLISHED = {
@@ -56,6 +56,12 @@ def test_published_is_refused_where_there_is_no_table(layers: int, sixths: int) 
         keep_layers(layers, sixths, "published")
 
 
+def test_published_by_count() -> None:
+    assert keep_layers(12, 8, "published", unit="layers") == keep_layers(12, 4, "published")
+    with pytest.raises(LopsideError, match="'published' keeps 1, 2, 4, 5, 6, 8 of 8 layers, and not 3; choose another"):
+        keep_layers(8, 3, "published", unit="layers")
+
+
 @pytest.mark.parametrize(
     ("layers", "sixths", "count"),
     [(8, 1, 1), (8, 3, 4), (8, 5, 6), (12, 1, 2), (24, 5, 20), (4, 1, 1), (1, 1, 1), (5, 4, 3), (6, 6, 6), (7, 6, 7)],
@@ -80,15 +86,10 @@ def test_uniform_by_hand(layers: int, sixths: int, kept: tuple[int, ...]) -> Non
     assert keep_layers(layers, sixths, "uniform") == kept
 
 
-@pytest.mark.parametrize(("single", "kept"), [(0, (0,)), (-1, (5,))])
-def test_uniform_keeps_the_end_that_single_names(single: int, kept: tuple[int, ...]) -> None:
-    assert keep_layers(6, 1, "uniform", single=single) == kept
-    assert keep_layers(6, 2, "uniform", single=single) == (0, 5)
-
-
-def test_single_is_given_for_both_stacks() -> None:
-    assert SINGLE.keys() == {"encoder", "decoder"}
-    assert set(SINGLE.values()) <= {0, -1}
+@pytest.mark.parametrize(("stack", "kept"), [("encoder", (0,)), ("decoder", (5,))])
+def test_uniform_keeps_the_end_that_was_measured_to_be_better(stack: Stack, kept: tuple[int, ...]) -> None:
+    assert keep_layers(6, 1, "uniform", stack=stack) == kept
+    assert keep_layers(6, 2, "uniform", stack=stack) == (0, 5)
 
 
 def test_first_and_last_by_hand() -> None:
@@ -100,15 +101,25 @@ def test_first_and_last_by_hand() -> None:
     layers=some_layers,
     sixths=some_sixths,
     strategy=st.sampled_from(["uniform", "first", "last"]),
-    single=st.sampled_from([0, -1]),
+    stack=st.sampled_from(["encoder", "decoder"]),
 )
 def test_kept_are_sorted_distinct_in_range_and_as_many_as_asked(
-    layers: int, sixths: int, strategy: str, single: int
+    layers: int, sixths: int, strategy: str, stack: Stack
 ) -> None:
-    kept = keep_layers(layers, sixths, strategy, single=single)
+    kept = keep_layers(layers, sixths, strategy, stack=stack)
     assert list(kept) == sorted(set(kept))
     assert set(kept) <= set(range(layers))
     assert len(kept) == max(1, layers * sixths // 6)
+    assert keep_layers(layers, len(kept), strategy, stack=stack, unit="layers") == kept
+
+
+@given(layers=some_layers, data=st.data(), strategy=st.sampled_from(["uniform", "first", "last"]))
+def test_layers_are_counts(layers: int, data: st.DataObject, strategy: str) -> None:
+    count = data.draw(st.integers(1, layers))
+    kept = keep_layers(layers, count, strategy, unit="layers")
+    assert list(kept) == sorted(set(kept))
+    assert set(kept) <= set(range(layers))
+    assert len(kept) == count
 
 
 @given(layers=some_layers, sixths=some_sixths)
@@ -138,12 +149,16 @@ REFUSALS: dict[str, tuple[Callable[[], object], str]] = {
         "keep.strategy: 'unifrom' .*did you mean 'uniform'.*explicit",
     ),
     "far off": (lambda: keep_layers(6, 3, "zzz"), f"keep.strategy: 'zzz' is unknown. Allowed: {', '.join(STRATEGIES)}"),
-    "sixths 0": (lambda: keep_layers(6, 0, "uniform"), "sixths: 0 is not .* 1 to 6"),
-    "sixths 7": (lambda: keep_layers(6, 7, "first"), "sixths: 7 is not .* 1 to 6"),
-    "sixths true": (lambda: keep_layers(6, True, "last"), "sixths: True is not"),
+    "sixths 0": (lambda: keep_layers(6, 0, "uniform"), "enc: 0 is not .* sixths from 1 to 6"),
+    "sixths 7": (lambda: keep_layers(6, 7, "first"), "enc: 7 is not .* 1 to 6"),
+    "sixths true": (lambda: keep_layers(6, True, "last"), "enc: True is not"),
     "no layers": (lambda: keep_layers(0, 3, "uniform"), "layers: 0 is not"),
-    "single 2": (lambda: keep_layers(6, 1, "uniform", single=2), "single: 2 is neither"),
-    "explicit absent": (lambda: keep_layers(6, 3, "explicit", key="keep.encoder"), "keep.encoder: is empty.* 0 to 5"),
+    "13 of 12": (
+        lambda: keep_layers(12, 13, "last", stack="decoder", unit="layers"),
+        "dec: 13 is not a whole number of layers from 1 to 12",
+    ),
+    "a near unit": (lambda: keep_layers(6, 3, "first", unit="layer"), "keep.unit: 'layer' .*did you mean 'layers'"),
+    "explicit absent": (lambda: keep_layers(6, 3, "explicit"), "keep.encoder: is empty.* 0 to 5"),
     "explicit twice": (lambda: check_kept([1, 1], 6, "keep.decoder"), r"keep.decoder: \[1, 1\] .* rising order"),
     "explicit falling": (lambda: check_kept([2, 1], 6, "keep.decoder"), r"keep.decoder: \[2, 1\] .* rising order"),
     "explicit too high": (lambda: check_kept([0, 6], 6, "keep.decoder"), r"keep.decoder: \[0, 6\] .* 0 to 5"),

@@ -9,7 +9,8 @@ import pytest
 from safetensors.torch import load_file
 from transformers import Seq2SeqTrainer
 
-from lopside.params import DataParams, TrainParams
+from lopside.inputs import Inputs
+from lopside.params import TrainParams
 from lopside.training import CURVE_COLUMNS, finetune
 
 SETTINGS = TrainParams(
@@ -25,7 +26,7 @@ SETTINGS = TrainParams(
     evaluations=2,
     evaluation_documents=3,
 )
-LENGTHS = DataParams(max_source_tokens=24, max_target_tokens=12)
+INPUTS = Inputs(prefix="", max_source_tokens=24, max_target_tokens=12)
 
 
 def pairs(count: int) -> pd.DataFrame:
@@ -45,7 +46,7 @@ def run(source: Path, folder: Path, **changed: Any) -> Path:
     """Fine-tune ``source`` into ``folder/model``, with the curve beside it."""
     settings = dataclasses.replace(SETTINGS, **changed)
     target = folder / "model"
-    finetune(source, target, folder / "curve.csv", pairs(10), pairs(5), settings, LENGTHS, seed=0, device="cpu")
+    finetune(source, target, folder / "curve.csv", pairs(10), pairs(5), settings, INPUTS, seed=0, device="cpu")
     return target
 
 
@@ -80,7 +81,7 @@ def test_equal_runs_give_equal_bytes_and_other_seeds_do_not(tiny_bart: Path, tra
     assert (again / "model.safetensors").read_bytes() == (trained / "model.safetensors").read_bytes()
     assert (again.parent / "curve.csv").read_bytes() == (trained.parent / "curve.csv").read_bytes()
     other = tmp_path / "other"
-    finetune(tiny_bart, other, tmp_path / "c.csv", pairs(10), pairs(5), SETTINGS, LENGTHS, seed=1, device="cpu")
+    finetune(tiny_bart, other, tmp_path / "c.csv", pairs(10), pairs(5), SETTINGS, INPUTS, seed=1, device="cpu")
     assert (other / "model.safetensors").read_bytes() != (trained / "model.safetensors").read_bytes()
 
 

@@ -1,5 +1,6 @@
 """What every stage's command has in common: read params.yaml, say faults in one line, no traceback."""
 
+import errno
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -15,7 +16,8 @@ def stage(*arguments: Callable[[Any], Any] | Callable[..., None]) -> Any:
     """Turn ``main(params, ...)`` into a click command.
 
     Use bare (``@stage``) or with click decorators (``@stage(click.argument("side"))``). The command reads and
-    validates params.yaml before anything else; a :class:`LopsideError` becomes its message on stderr and exit status 1.
+    validates params.yaml before anything else; a :class:`LopsideError` or a full disk becomes one message on stderr and
+    exit status 1.
     """
     if len(arguments) == 1 and getattr(arguments[0], "__name__", None) == "main":
         return _command(arguments[0], ())
@@ -29,6 +31,13 @@ def _command(main: Callable[..., None], arguments: tuple[Callable[[Any], Any], .
             main(load_params(), **given)
         except LopsideError as error:
             print(f"error: {error}", file=sys.stderr)
+            sys.exit(1)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            print(
+                f"error: {error.filename or 'a file'}: cannot be written: no space is left on the disk", file=sys.stderr
+            )
             sys.exit(1)
 
     for argument in reversed(arguments):

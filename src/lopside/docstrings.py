@@ -10,7 +10,7 @@ import hashlib
 import re
 import warnings
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -467,8 +467,11 @@ def _band_keys(band: np.ndarray) -> np.ndarray:
 # Splits
 
 
-def families(pairs: Sequence[Pair]) -> list[list[int]]:
-    """Indices of the pairs in groups: those near each other (:data:`NEAR`), and chains of such, are in one group."""
+def families(pairs: Sequence[Pair], kin: Callable[[Pair], str] | None = None) -> list[list[int]]:
+    """Indices of the pairs in groups: those near each other (:data:`NEAR`), and chains of such, are in one group.
+
+    So are those to which ``kin`` gives the same name.
+    """
     parents = list(range(len(pairs)))
 
     def root(index: int) -> int:
@@ -478,23 +481,29 @@ def families(pairs: Sequence[Pair]) -> list[list[int]]:
 
     for first, second in near(pairs, pairs, NEAR):
         parents[root(second)] = root(first)
+    named: dict[str, int] = {}
+    if kin:
+        for index, pair in enumerate(pairs):
+            parents[root(index)] = root(named.setdefault(kin(pair), index))
     groups: dict[int, list[int]] = {}
     for index in range(len(pairs)):
         groups.setdefault(root(index), []).append(index)
     return list(groups.values())
 
 
-def split(pairs: Iterable[Pair], validation: int = 2000, test: int = 2000) -> dict[str, list[Pair]]:
+def split(
+    pairs: Iterable[Pair], validation: int = 2000, test: int = 2000, kin: Callable[[Pair], str] | None = None
+) -> dict[str, list[Pair]]:
     """``{"train": ..., "validation": ..., "test": ...}``, each in the order of ids; a family is whole in one of them.
 
     Families come in the order of a hash and fill validation, then test, to at most that many pairs (fewer where no
     family fits any more); the rest, and every family of more than :data:`LARGEST_HELD_OUT_FAMILY` pairs, is for
-    training. ``pairs`` should be deduplicated; their order does not matter.
+    training. ``pairs`` should be deduplicated; their order does not matter. ``kin``: see :func:`families`.
     """
     ordered = sorted(pairs, key=lambda pair: (pair.id, pair.source))
     parts: dict[str, list[Pair]] = {"train": [], "validation": [], "test": []}
     room = {"validation": validation, "test": test}
-    by_hash = sorted(families(ordered), key=lambda family: hashlib.sha256(ordered[family[0]].id.encode()).digest())
+    by_hash = sorted(families(ordered, kin), key=lambda family: hashlib.sha256(ordered[family[0]].id.encode()).digest())
     for family in by_hash:
         fits = (name for name in room if len(family) <= min(room[name], LARGEST_HELD_OUT_FAMILY))
         name = next(fits, "train")

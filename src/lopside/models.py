@@ -2,12 +2,14 @@
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lopside.errors import LopsideError
+from lopside.files import copy_file
 
 if TYPE_CHECKING:
     import torch
@@ -33,13 +35,6 @@ COMPANIONS = (
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
-
-
-def model_folder(name: str) -> Path:
-    """The folder of the model that params.yaml calls ``name``. Raises LopsideError for an unknown one."""
-    if name not in BUILT_IN:
-        raise LopsideError(f"model: {name!r} is unknown. Allowed: {', '.join(BUILT_IN)}")
-    return BUILT_IN[name]
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -79,6 +74,28 @@ def check_model(folder: str | Path) -> None:
     weight_files(folder)
 
 
+def check_kind(folder: str | Path, where: str = "") -> None:
+    """Raise LopsideError where the model in ``folder`` (called ``where`` in the message) is no encoder-decoder."""
+    config = read_config(folder)
+    if config.get("is_encoder_decoder") is not True:
+        raise LopsideError(
+            f"{where or folder}: config.json says model_type {config.get('model_type')!r} and not is_encoder_decoder; "
+            "a model with an encoder and a decoder is needed (BART, T5, Pegasus, Marian, ...)"
+        )
+
+
+def model_files(folder: str | Path) -> list[Path]:
+    """What of a model folder belongs to the model: config, weights with their index, generation settings, tokenizer.
+
+    Raises LopsideError where config or weights are missing or broken.
+    """
+    folder = Path(folder)
+    check_model(folder)
+    weights = weight_files(folder)
+    index = [folder / INDEX] if weights[0].name != WEIGHTS else []
+    return [folder / "config.json", *index, *weights, *_companions(folder)]
+
+
 def copy_companions(source: Path, target: Path) -> None:
     """Copy generation settings and tokenizer files, unchanged, from one model folder to another."""
     for path in _companions(source):
@@ -90,12 +107,8 @@ def copy_model(source: Path, target: Path) -> None:
 
     Raises LopsideError where config or weights are missing or broken.
     """
-    read_config(source)
-    weights = weight_files(source)
-    index = [source / INDEX] if weights[0].name != WEIGHTS else []
-    for path in [source / "config.json", *index, *weights]:
-        shutil.copyfile(path, target / path.name)
-    copy_companions(source, target)
+    for path in model_files(source):
+        copy_file(path, target / path.name)
 
 
 def load_model(
@@ -103,8 +116,13 @@ def load_model(
     dtype: "torch.dtype | None" = None,
     device: "str | torch.device" = "cpu",
     attention: str = "sdpa",
+    align: bool = True,
 ) -> "PreTrainedModel":
     """The model in ``folder``, in evaluation mode, in ``dtype`` (None: float32, whatever the file's own).
+
+    attention: "sdpa", which is plain attention in families that lack it, or another that transformers knows.
+    align: copy weights to where kernels are as fast, and sum in the same order, for every file. Without it, weights
+    stay in the file, mapped, as long as ``dtype`` is the file's own: memory holds what was used of them, once.
 
     Raises LopsideError where the folder is no model for summarising, or weights and model do not fit each other:
     nothing is ever left at random values.
@@ -113,6 +131,7 @@ def load_model(
     check_model(folder)
 
     import torch
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoModelForSeq2SeqLM
 
     with _quiet():
@@ -120,13 +139,13 @@ def load_model(
             model, found = AutoModelForSeq2SeqLM.from_pretrained(
                 folder,
                 dtype=dtype or torch.float32,
-                attn_implementation=attention,
+                attn_implementation=None if attention == "sdpa" else attention,  # None: sdpa, or else eager
                 local_files_only=True,
                 use_safetensors=True,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # so that they are named, below, and refused
             )
-        except (ValueError, RuntimeError) as error:
+        except (ValueError, RuntimeError, StrictDataclassError) as error:
             raise LopsideError(f"{folder}: cannot be loaded as a model: {_first_line(error)}") from error
     faults = {
         "lack": found["missing_keys"],
@@ -136,9 +155,26 @@ def load_model(
     for fault, names in faults.items():
         if names:
             raise LopsideError(f"{folder}: the weights {fault} {_some(names)}")
-    _align(model)
+    if align:
+        _align(model)
     loaded: PreTrainedModel = model.eval().to(device)
     return loaded
+
+
+def stored_dtype(folder: str | Path) -> "torch.dtype":
+    """The dtype that most floating-point tensors of a model folder's weights have. Raises LopsideError."""
+    import torch
+    from safetensors import safe_open
+
+    dtypes: Counter[str] = Counter()
+    for file in weight_files(folder):
+        with safe_open(file, framework="pt") as tensors:
+            dtypes.update(tensors.get_slice(name).get_dtype() for name in tensors.keys())  # noqa: SIM118
+    names = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    for name, _ in dtypes.most_common():
+        if name in names:
+            return names[name]
+    raise LopsideError(f"{folder}: its weights are of {', '.join(dtypes) or 'no dtype'}; known: {', '.join(names)}")
 
 
 def load_tokenizer(folder: str | Path) -> "PreTrainedTokenizerBase":
@@ -210,7 +246,9 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """What an error says first; a line that ends in a colon takes the next one along."""
+    first, *rest = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{first} {rest[0].strip()}" if first.endswith(":") and rest else first
 
 
 def _some(names: set[str]) -> str:

@@ -25,12 +25,18 @@ import yaml
 
 from lopside.errors import LopsideError
 
-MODELS = ("docs-bart-mini",)
-DATASETS = ("docstrings",)
-STRATEGIES = ("uniform", "published", "first", "last", "explicit")
+MODELS = ("docs-bart-mini", "flan-t5-small", "flan-t5-base", "flan-t5-large")
+DATASETS = ("docstrings", "cnn_dailymail", "xsum", "samsum", "multi_news", "billsum", "reddit_tifu")
+STRATEGIES = ("uniform", "published", "first", "last", "explicit", "importance")
+MEASURES = ("loss", "influence")
+UNITS = ("sixths", "layers")
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "float32", "bfloat16")
 SCHEDULERS = ("linear", "constant", "constant_with_warmup", "cosine")
+
+# No name but a place: owner/name on the hub, or a path here. The slash tells it from a name with a typing error.
+PLACE = re.compile(r"(?!\s|.*://)[^\x00-\x1f]*/[^\x00-\x1f]*(?<!\s)")
+LINE = re.compile(r"[^\x00-\x1f]*")
 
 # YAML 1.2 calls these numbers, PyYAML (YAML 1.1) reads them as text: an exponent without a dot or without a sign.
 EXPONENT_FORM = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
@@ -45,7 +51,10 @@ class Rule:
     at_most: float | None = None
     above: float | None = None
     below: float | None = None
+    also: int | None = None  # one more number, outside the limits, which stands for something else
     one_of: tuple[str, ...] = ()
+    like: re.Pattern[str] | None = None  # of a text: its form, where it is none of `one_of`
+    in_words: str = ""  # that form
     increasing: bool = False  # of a list: each item larger than the one before it
     distinct: bool = False  # of a list: no item twice
     nonempty: bool = False  # of a list
@@ -58,47 +67,93 @@ class Rule:
             and (self.at_most is None or number <= self.at_most)
             and (self.above is None or number > self.above)
             and (self.below is None or number < self.below)
-        )
+        ) or number == self.also
 
     def limits(self) -> str:
         """The limits in words."""
         if self.at_least is not None and self.at_most is not None:
             return f"from {self.at_least} to {self.at_most}"
         named = {"of at least": self.at_least, "of at most": self.at_most, "above": self.above, "below": self.below}
-        return " and ".join(f"{words} {limit}" for words, limit in named.items() if limit is not None)
+        words = " and ".join(f"{words} {limit}" for words, limit in named.items() if limit is not None)
+        return words if self.also is None else f"{words}, or {self.also}"
+
+
+REVISION = Rule(
+    "a branch, tag or commit of the hub's repository; empty: the usual one", like=LINE, in_words="a line of text"
+)
+
+
+def _column(role: str) -> Rule:
+    return Rule(f"column that holds {role}; empty: known or guessed", like=LINE, in_words="a column's name")
+
+
+@dataclass(frozen=True)
+class ColumnParams:
+    document: Annotated[str, _column("the document")]
+    summary: Annotated[str, _column("its summary")]
+    body: Annotated[str, _column("the document without its name or headline, whose first sentence is the baseline")]
+    id: Annotated[str, _column("a name for the pair")]
+
+
+@dataclass(frozen=True)
+class LimitParams:
+    train: Annotated[int, Rule("pairs of the training split; 0: all", at_least=0)]
+    validation: Annotated[int, Rule("pairs of the validation split; 0: all", at_least=0)]
+    test: Annotated[int, Rule("pairs of the test split; 0: all", at_least=0)]
+    seed: Annotated[int, Rule("which pairs a limit leaves", at_least=0, at_most=2**32 - 1)]
 
 
 @dataclass(frozen=True)
 class DataParams:
-    max_source_tokens: Annotated[int, Rule("documents are cut here, in tokens, special ones included", at_least=4)]
-    max_target_tokens: Annotated[
-        int, Rule("references are cut here in training, in tokens, special ones included", at_least=4)
+    max_source_tokens: Annotated[
+        int, Rule("documents are cut here, in tokens, special ones included; 0: the data set's own", at_least=4, also=0)
     ]
+    max_target_tokens: Annotated[
+        int, Rule("references are cut here in training, in tokens; 0: the data set's own", at_least=4, also=0)
+    ]
+    prefix: Annotated[
+        str,
+        Rule("text before each document; auto: the data set's own for T5 kin", like=LINE, in_words="a line of text"),
+    ]
+    revision: Annotated[str, REVISION]
+    config: Annotated[
+        str, Rule("which of the hub set's configurations; empty: the only one", like=LINE, in_words="its name")
+    ]
+    columns: ColumnParams
+    limits: LimitParams
+    skip_bad: Annotated[bool, Rule("leave out, and count, pairs that cannot be used, instead of stopping at them")]
 
 
 @dataclass(frozen=True)
 class ParentParams:
+    revision: Annotated[str, REVISION]
     train: Annotated[bool, Rule("fine-tune the model on the task before anything is pruned")]
 
 
 @dataclass(frozen=True)
 class KeepParams:
     strategy: Annotated[str, Rule("how the layers that stay are chosen", one_of=STRATEGIES)]
+    unit: Annotated[str, Rule("what enc and dec count: sixths of a stack, or layers", one_of=UNITS)]
     encoder: Annotated[
         tuple[int, ...], Rule("zero-based encoder layers kept, for explicit alone", at_least=0, increasing=True)
     ]
     decoder: Annotated[
         tuple[int, ...], Rule("zero-based decoder layers kept, for explicit alone", at_least=0, increasing=True)
     ]
+    measure: Annotated[
+        str, Rule("what importance goes by: the loss without a layer, or its influence", one_of=MEASURES)
+    ]
+    documents: Annotated[int, Rule("training pairs that importance is measured on", at_least=1)]
 
-    def conflicts(self) -> Iterator[tuple[str, object, str]]:
-        """Faults between keys, as (key, value, what is allowed)."""
+    @staticmethod
+    def conflicts(values: Mapping[str, Any]) -> Iterator[tuple[str, object, str]]:
+        """Faults between keys that are right by themselves, as (key, value, what is allowed)."""
+        strategy = values.get("strategy")
         for key in ("encoder", "decoder"):
-            kept = list(getattr(self, key))
-            if self.strategy == "explicit" and not kept:
-                yield key, kept, "at least one layer where keep.strategy is explicit"
-            if self.strategy != "explicit" and kept:
-                yield key, kept, "an empty list unless keep.strategy is explicit"
+            if strategy == "explicit" and values.get(key) == ():
+                yield key, [], "at least one layer where keep.strategy is explicit"
+            if strategy not in ("explicit", None) and values.get(key):
+                yield key, list(values[key]), "an empty list unless keep.strategy is explicit"
 
 
 @dataclass(frozen=True)
@@ -121,7 +176,9 @@ class TrainParams:
 @dataclass(frozen=True)
 class GenerateParams:
     dtype: Annotated[str, Rule("precision of the model; auto: what this machine does fast", one_of=DTYPES)]
-    max_new_tokens: Annotated[int, Rule("longest summary, in tokens, the end token included", at_least=1)]
+    max_new_tokens: Annotated[
+        int, Rule("longest summary, in tokens, the end token included; 0: the length of references", at_least=0)
+    ]
     num_beams: Annotated[int, Rule("beams of the search; 1: greedy", at_least=1)]
     batch_size: Annotated[int, Rule("documents a batch", at_least=1)]
 
@@ -148,16 +205,30 @@ class TimeParams:
     ]
 
 
+MODEL = Rule(
+    "the full model to start from",
+    one_of=MODELS,
+    like=PLACE,
+    in_words="owner/name on the hub | the path of a folder, with a slash (./mine)",
+)
+DATASET = Rule(
+    "the documents and their summaries",
+    one_of=DATASETS,
+    like=PLACE,
+    in_words="owner/name on the hub | the path of a file or folder, with a slash (./mine.jsonl)",
+)
+
+
 @dataclass(frozen=True)
 class Params:
     """The whole of params.yaml; attribute names are its keys."""
 
-    enc: Annotated[int, Rule("share of encoder layers kept, in sixths; 6: all", at_least=1, at_most=6)]
-    dec: Annotated[int, Rule("share of decoder layers kept, in sixths; 6: all", at_least=1, at_most=6)]
+    enc: Annotated[int, Rule("encoder layers kept, in keep.unit", at_least=1)]
+    dec: Annotated[int, Rule("decoder layers kept, in keep.unit", at_least=1)]
     seed: Annotated[int, Rule("start of every random generator", at_least=0, at_most=2**32 - 1)]
     device: Annotated[str, Rule("where models run; auto: cuda where there is one", one_of=DEVICES)]
-    model: Annotated[str, Rule("the full model to start from", one_of=MODELS)]
-    dataset: Annotated[str, Rule("the documents and their summaries", one_of=DATASETS)]
+    model: Annotated[str, MODEL]
+    dataset: Annotated[str, DATASET]
     data: DataParams
     parent: ParentParams
     keep: KeepParams
@@ -165,6 +236,14 @@ class Params:
     generate: GenerateParams
     score: ScoreParams
     time: TimeParams
+
+    @staticmethod
+    def conflicts(values: Mapping[str, Any]) -> Iterator[tuple[str, object, str]]:
+        """As :meth:`KeepParams.conflicts`. How many layers there are is seen when the model is known."""
+        keep = values.get("keep")
+        for key in ("enc", "dec"):
+            if values.get(key, 0) > 6 and not (keep and keep.unit == "layers"):
+                yield key, values[key], "a whole number from 1 to 6 where keep.unit is sixths; 6: all layers"
 
 
 def load_params(path: str | Path = "params.yaml") -> Params:
@@ -229,12 +308,9 @@ def _read(group: type, raw: object, prefix: str, faults: list[str]) -> object:
                 values[name] = _value(kind, rule, raw[name])
             except (ValueError, OverflowError):
                 faults.append(_refusal(key, raw[name], _allowed(kind, rule, raw[name])))
-    if len(faults) > before:
-        return None
-    result = group(**values)
-    if isinstance(result, KeepParams):
-        faults.extend(_refusal(f"{prefix}{key}", value, allowed) for key, value, allowed in result.conflicts())
-    return result
+    if issubclass(group, KeepParams | Params):
+        faults.extend(_refusal(f"{prefix}{key}", value, allowed) for key, value, allowed in group.conflicts(values))
+    return group(**values) if len(faults) == before else None
 
 
 def _value(kind: Any, rule: Rule, raw: object) -> Any:
@@ -257,7 +333,7 @@ def _value(kind: Any, rule: Rule, raw: object) -> Any:
         raw = float(raw)
     if type(raw) is not kind:  # by identity: to isinstance, true is an int
         raise ValueError
-    if rule.one_of and raw not in rule.one_of:
+    if isinstance(raw, str) and raw not in rule.one_of and not (rule.like and rule.like.fullmatch(raw)):
         raise ValueError
     if isinstance(raw, int | float) and not rule.holds(raw):
         raise ValueError
@@ -268,8 +344,9 @@ def _allowed(kind: Any, rule: Rule | None, given: object = None) -> str:
     """What a knob may be, in words, with the choice that `given` may have meant and the knob's doc."""
     if rule is None:
         return f"the keys {', '.join(_shape(kind))}"
-    if rule.one_of:
-        words = " | ".join(rule.one_of) + _did_you_mean(str(given), rule.one_of)
+    if kind is str:
+        forms = [*rule.one_of, *([rule.in_words] if rule.like else [])]
+        words = " | ".join(forms) + _did_you_mean(str(given), rule.one_of)
     elif kind is bool:
         words = "true | false"
     elif get_args(kind):

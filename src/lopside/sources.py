@@ -1,6 +1,6 @@
-"""Data sets: how each is got, and how its splits are written.
+"""The built-in data set: how it is got, and how its splits are written. (Others: `lopside.tables`.)
 
-Built-in is ``docstrings``: a hash-pinned list of wheels, fetched from a package index with pip and read as zip files.
+``docstrings`` is a hash-pinned list of wheels, fetched from a package index with pip and read as zip files.
 Nothing of them is installed or run.
 """
 
@@ -16,16 +16,18 @@ from dataclasses import dataclass
 from email.parser import HeaderParser
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lopside.docstrings import Pair, deduplicate, distribution_of, read_wheel, split
 from lopside.errors import LopsideError
 from lopside.files import new_folder, sha256_of, write_json
 from lopside.progress import progress
-from lopside.splits import COLUMNS, FOLDER
+from lopside.splits import COLUMNS, FOLDER, sample, write_split
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from lopside.params import LimitParams
 
 BUILT_IN = {"docstrings": Path("data/docstrings.lock")}
 """Data sets that come with the repository: name -> the list of wheels, relative to its root."""
@@ -185,14 +187,20 @@ def make_splits(
     cache: Path = CACHE,
     trained: Iterable[Path] = (),
     sizes: tuple[int, int] = (2000, 2000),
+    limits: "LimitParams | None" = None,
 ) -> dict[str, int]:
     """Write ``folder``: a Parquet file a split, and ``provenance.json``. Returns how many pairs each split has.
 
     ``trained`` are models whose training text must not be in validation or test; ``sizes`` are the pairs that
-    validation and test get. Equal lists give equal bytes, on any machine. Raises LopsideError; then nothing is written.
+    validation and test get; ``limits`` leave a sample of each split. Equal lists give equal bytes, on any machine.
+    Raises LopsideError; then nothing is written.
     """
     pins, wheels = read_lock(lock), fetch_wheels(lock, cache)
     parts = split(deduplicate(read_wheels_at_once(wheels)), *sizes)
+    if limits:
+        for name, part in parts.items():
+            places = sample([pair.id for pair in part], getattr(limits, name), limits.seed)
+            parts[name] = [part[place] for place in places]
     for name, part in parts.items():
         if not part:
             raise LopsideError(f"{lock}: its wheels leave no pair for the {name} split")
@@ -201,8 +209,9 @@ def make_splits(
     counts = {name: Counter(pair.source.split(" ")[0] for pair in part) for name, part in parts.items()}
     with new_folder(folder) as temporary:
         for name, part in parts.items():
-            _write_split(part, temporary / f"{name}.parquet")
-        provenance = {
+            columns = {column: [getattr(pair, column) for pair in part] for column in COLUMNS}
+            write_split(columns, temporary / f"{name}.parquet")
+        provenance: dict[str, Any] = {
             "pairs": {name: len(part) for name, part in parts.items()},
             "distributions": [
                 {
@@ -216,19 +225,10 @@ def make_splits(
                 for pin, wheel in zip(pins, wheels, strict=True)
             ],
         }
+        if limits and any((limits.train, limits.validation, limits.test)):
+            provenance["sample"] = vars(limits)
         write_json(temporary / "provenance.json", provenance)
     return {name: len(part) for name, part in parts.items()}
-
-
-def _write_split(pairs: Sequence[Pair], path: Path) -> None:
-    import pyarrow
-    import pyarrow.parquet
-
-    # Not by pandas, which would write its version into the file.
-    table = pyarrow.table(
-        {name: pyarrow.array([getattr(pair, name) for pair in pairs], pyarrow.string()) for name in COLUMNS}
-    )
-    pyarrow.parquet.write_table(table, path, compression="zstd", compression_level=9, row_group_size=len(pairs))
 
 
 def frame_of(pairs: Sequence[Pair]) -> "pd.DataFrame":

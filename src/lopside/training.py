@@ -29,9 +29,10 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from lopside.files import new_file, new_folder, sha256_of
 from lopside.generation import generate
+from lopside.inputs import Inputs
 from lopside.machine import choose_dtype
 from lopside.models import load_model, load_tokenizer
-from lopside.params import DataParams, TrainParams
+from lopside.params import TrainParams
 from lopside.rouge import score
 
 CURVE_COLUMNS = ("step", "train_loss", "validation_loss", "validation_rouge2")
@@ -45,7 +46,7 @@ def finetune(
     train: pd.DataFrame,
     validation: pd.DataFrame,
     settings: TrainParams,
-    lengths: DataParams,
+    inputs: Inputs,
     seed: int,
     device: str,
 ) -> None:
@@ -62,7 +63,7 @@ def finetune(
         train: columns ``document`` and ``summary``.
         validation: likewise.
         settings: see params.yaml, group ``train``.
-        lengths: where documents and references are cut, in tokens.
+        inputs: the prefix of documents, and where they and references are cut, in tokens.
         seed: of the order of the batches and of dropout.
         device: ``cpu`` or ``cuda``.
     """
@@ -74,7 +75,7 @@ def finetune(
     validation = validation.iloc[: settings.evaluation_documents]
     steps = settings.max_steps or math.ceil(settings.epochs * math.ceil(len(train) / settings.batch_size))
     every = max(1, math.ceil(steps / settings.evaluations))
-    checkpoints = _checkpoint_folder(source, target, train, settings, lengths, seed)
+    checkpoints = _checkpoint_folder(source, target, train, settings, inputs, seed)
     bfloat16 = choose_dtype(settings.dtype, device) == "bfloat16"
     arguments = Seq2SeqTrainingArguments(
         output_dir=str(checkpoints),
@@ -112,9 +113,9 @@ def finetune(
                 outputs = generate(
                     model,
                     tokenizer,
-                    list(validation.document),
-                    max_source_tokens=lengths.max_source_tokens,
-                    max_new_tokens=lengths.max_target_tokens,
+                    inputs.sources(validation.document),
+                    max_source_tokens=inputs.max_source_tokens,
+                    max_new_tokens=inputs.max_target_tokens,
                     batch_size=settings.batch_size,
                 )
             scored = score(list(validation.summary), [output.summary for output in outputs], resamples=100)
@@ -124,8 +125,8 @@ def finetune(
     trainer = Trainer(
         model=model,
         args=arguments,
-        train_dataset=_tokenised(train, tokenizer, lengths),
-        eval_dataset=_tokenised(validation, tokenizer, lengths),
+        train_dataset=_tokenised(train, tokenizer, inputs),
+        eval_dataset=_tokenised(validation, tokenizer, inputs),
         data_collator=DataCollatorForSeq2Seq(tokenizer, model=model, label_pad_token_id=IGNORED),
         processing_class=tokenizer,
     )
@@ -141,20 +142,20 @@ def finetune(
     shutil.rmtree(checkpoints, ignore_errors=True)
 
 
-def _tokenised(pairs: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, lengths: DataParams) -> Dataset:
+def _tokenised(pairs: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, inputs: Inputs) -> Dataset:
     """Token ids, tokenised once; ``length`` is what batches are grouped by: source length, then target length.
 
     Most sources are cut to one length, so that without the second batches would be half padding in the decoder.
     """
-    encoded = tokenizer(list(pairs.document), truncation=True, max_length=lengths.max_source_tokens)
-    labels = tokenizer(text_target=list(pairs.summary), truncation=True, max_length=lengths.max_target_tokens)
+    encoded = tokenizer(inputs.sources(pairs.document), truncation=True, max_length=inputs.max_source_tokens)
+    labels = tokenizer(text_target=list(pairs.summary), truncation=True, max_length=inputs.max_target_tokens)
     return Dataset.from_dict(
         {
             "input_ids": encoded["input_ids"],
             "attention_mask": encoded["attention_mask"],
             "labels": labels["input_ids"],
             "length": [
-                len(source) * (lengths.max_target_tokens + 1) + len(target)
+                len(source) * (inputs.max_target_tokens + 1) + len(target)
                 for source, target in zip(encoded["input_ids"], labels["input_ids"], strict=True)
             ],
         }
@@ -162,17 +163,17 @@ def _tokenised(pairs: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, lengths:
 
 
 def _checkpoint_folder(
-    source: Path, target: Path, train: pd.DataFrame, settings: TrainParams, lengths: DataParams, seed: int
+    source: Path, target: Path, train: pd.DataFrame, settings: TrainParams, inputs: Inputs, seed: int
 ) -> Path:
     """A folder beside ``target`` that only an equal run shares; those of other runs are removed."""
-    inputs = {
+    run = {
         "weights": {path.name: sha256_of(path) for path in sorted(source.glob("*.safetensors"))},
         "train": hashlib.sha256("\0".join([*train.document, *train.summary]).encode()).hexdigest(),
         "settings": asdict(settings),
-        "lengths": asdict(lengths),
+        "inputs": asdict(inputs),
         "seed": seed,
     }
-    key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:12]
+    key = hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()[:12]
     folder = target.with_name(f".{target.name}-checkpoints-{key}")
     for stale in target.parent.glob(f".{target.name}-checkpoints-*"):
         if stale != folder:

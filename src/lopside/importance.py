@@ -1,0 +1,184 @@
+"""Which layers a model can spare, measured on calibration documents: the strategy ``importance``.
+
+Each stack is measured by itself, with the other one whole. Layers go one after the other, the least important first,
+and after each removal the rest is measured again, because layers that do the same work look dispensable only while both
+are there. So a layer that is kept stays kept where more are kept, one layer alone excepted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lopside.architectures import StackSpec, spec_of
+from lopside.blocks import blocks_of, switched_off
+from lopside.errors import LopsideError
+from lopside.progress import progress
+from lopside.selection import Stack, unknown
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+MEASURES = ("loss", "influence")
+BATCH = 16
+"""Pairs a forward pass."""
+IGNORED = -100
+"""Label of padding: torch's cross entropy passes over it."""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """How the layers of one stack were found to matter."""
+
+    measure: str
+    whole: float
+    """Loss of the whole model, in nats a target token."""
+    removed: tuple[int, ...]
+    """Layers in the order in which they go, the least important first; the last one left is not among them."""
+    scores: tuple[Mapping[int, float], ...]
+    """For each removal the scores of the layers that were still there: the lowest goes, the first of equals."""
+    alone: Mapping[int, float]
+    """Layer -> loss of the model with this layer alone left in the stack, in nats a target token."""
+
+    def keep(self, count: int) -> tuple[int, ...]:
+        """The ``count`` layers that stay, sorted. One alone is that with the lowest loss, by either measure."""
+        layers = sorted(self.alone)
+        if count == 1:
+            return (min(layers, key=lambda layer: (self.alone[layer], layer)),)
+        return tuple(layer for layer in layers if layer not in self.removed[: len(layers) - count])
+
+
+def rank_layers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Sequence[str],
+    summaries: Sequence[str],
+    stack: Stack,
+    *,
+    measure: str,
+    max_source_tokens: int,
+    max_target_tokens: int,
+) -> Ranking:
+    """Measure how much each layer of one stack matters.
+
+    Args:
+        model: a sequence-to-sequence model in evaluation mode, on the device where it shall run; unchanged on return.
+        tokenizer: the model's own.
+        documents, summaries: calibration pairs, at least one, from the training split.
+        stack: which one is measured.
+        measure: one of :data:`MEASURES`.
+            loss: the score of a layer is the loss without it, in nats a target token (leave one out).
+            influence: 1 - cosine between its input and its output, mean over tokens (block influence: ShortGPT,
+            arXiv 2403.03853, equation 1).
+        max_source_tokens, max_target_tokens: where documents and summaries are cut, special tokens included.
+
+    Deterministic on one machine. Raises LopsideError for an unknown measure and where there is no pair.
+    """
+    import torch
+
+    if measure not in MEASURES:
+        raise LopsideError(unknown("keep.measure", measure, MEASURES))
+    if not documents:
+        raise LopsideError("there is no calibration document: at least one is needed")
+    spec: StackSpec = getattr(spec_of(model.config.to_dict()), stack)
+    layers = range(len(blocks_of(model, spec)))
+    total = _passes(len(layers), measure)
+    passes = iter(progress(range(total), total, f"measure {stack} layers"))
+
+    def loss(kept: Sequence[int]) -> float:
+        next(passes, None)
+        return _loss(model, batches, spec, [layer for layer in layers if layer not in kept])
+
+    with torch.inference_mode():
+        batches = list(_batches(model, tokenizer, documents, summaries, max_source_tokens, max_target_tokens))
+        if stack == "decoder":  # what the encoder says is the same every time
+            for batch in batches:
+                batch["encoder_outputs"] = model.get_encoder()(batch.pop("input_ids"), batch["attention_mask"])
+        whole = loss(layers)
+        left, removed, scores = list(layers), [], []
+        while len(left) > 1:
+            if measure == "loss":
+                found = {layer: loss([other for other in left if other != layer]) for layer in left}
+            else:
+                next(passes, None)
+                found = _influence(model, batches, spec, left, stack)
+            least = min(left, key=lambda layer: (found[layer], layer))
+            left.remove(least)
+            removed.append(least)
+            scores.append(found)
+        alone = {layer: loss([layer]) for layer in layers}
+        next(passes, None)  # lets the progress say that it is through
+    return Ranking(measure, whole, tuple(removed), tuple(scores), alone)
+
+
+def _passes(layers: int, measure: str) -> int:
+    """Passes over the calibration documents: whole, each removal's, each layer alone."""
+    return 1 + (layers * (layers + 1) // 2 - 1 if measure == "loss" else layers - 1) + layers
+
+
+def _batches(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Sequence[str],
+    summaries: Sequence[str],
+    max_source_tokens: int,
+    max_target_tokens: int,
+) -> Iterator[dict[str, Any]]:
+    """Padded batches on the model's device, in the order of the documents."""
+    for start in range(0, len(documents), BATCH):
+        part = slice(start, start + BATCH)
+        cut = {"truncation": True, "padding": True, "return_tensors": "pt"}
+        sources = tokenizer(list(documents[part]), max_length=max_source_tokens, **cut)
+        targets = tokenizer(text_target=list(summaries[part]), max_length=max_target_tokens, **cut)
+        labels = targets["input_ids"].masked_fill(targets["attention_mask"] == 0, IGNORED)
+        batch = {"input_ids": sources["input_ids"], "attention_mask": sources["attention_mask"], "labels": labels}
+        yield {name: tensor.to(model.device) for name, tensor in batch.items()}
+
+
+def _loss(model: PreTrainedModel, batches: Sequence[dict[str, Any]], spec: StackSpec, off: Sequence[int]) -> float:
+    """Mean loss a target token, in nats, with the blocks ``off`` switched off."""
+    import torch
+
+    total, tokens = 0.0, 0
+    with switched_off(model, spec, off):
+        for batch in batches:
+            logits = model(**batch, use_cache=False).logits.float()
+            labels = batch["labels"]
+            summed = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
+            total += summed.item()
+            tokens += int((labels != IGNORED).sum())
+    return total / tokens
+
+
+def _influence(
+    model: PreTrainedModel, batches: Sequence[dict[str, Any]], spec: StackSpec, left: Sequence[int], stack: Stack
+) -> dict[int, float]:
+    """Block influence of the layers that are left, the others switched off."""
+    import torch
+
+    blocks = blocks_of(model, spec)
+    sums = dict.fromkeys(left, 0.0)
+    tokens = 0
+
+    def listen(layer: int, mask: torch.Tensor) -> Any:
+        def hook(block: object, given: tuple[Any, ...], result: Any) -> None:
+            before, after = given[0], result[0] if isinstance(result, tuple) else result
+            cosine = torch.nn.functional.cosine_similarity(before.float(), after.float(), dim=-1)
+            sums[layer] += ((1 - cosine) * mask).sum().item()
+
+        return blocks[layer].register_forward_hook(hook)
+
+    off = [layer for layer in range(len(blocks)) if layer not in left]
+    for batch in batches:
+        mask = batch["attention_mask"] != 0 if stack == "encoder" else batch["labels"] != IGNORED
+        tokens += int(mask.sum())
+        with switched_off(model, spec, off):
+            hooks = [listen(layer, mask) for layer in left]
+            try:
+                model(**batch, use_cache=False)
+            finally:
+                for hook in hooks:
+                    hook.remove()
+    return {layer: total / tokens for layer, total in sums.items()}

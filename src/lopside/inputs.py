@@ -1,0 +1,66 @@
+"""What a model is given of each pair: a prefix and the document, both sides cut at a number of tokens."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lopside.errors import LopsideError
+from lopside.known import PREFIXED_TYPES, known_dataset
+from lopside.models import read_config
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """How pairs become inputs of one model."""
+
+    prefix: str
+    """Put before each document, as it stands; may be empty."""
+    max_source_tokens: int
+    """Documents, prefix included, are cut here; special tokens count."""
+    max_target_tokens: int
+    """References are cut here in training; special tokens count."""
+
+    def sources(self, documents: Iterable[str]) -> list[str]:
+        """The documents with the prefix."""
+        return [self.prefix + document for document in documents]
+
+
+def choose_inputs(model: str | Path, dataset: str, prefix: str, source_tokens: int, target_tokens: int) -> Inputs:
+    """The inputs that params.yaml asks for, for the model in a folder.
+
+    Args:
+        model: its folder, of which config.json is read.
+        dataset: its name, as in params.yaml.
+        prefix: ``auto``: what is known of the data set, for models of `PREFIXED_TYPES`, none for others.
+        source_tokens: 0: what is known of the data set, or the model's positions where they are fewer.
+        target_tokens: likewise; the start token takes one position.
+
+    Raises:
+        LopsideError: the folder is no model, or a length is beyond its positions; names the key.
+    """
+    config, known = read_config(model), known_dataset(dataset)
+    if prefix == "auto":
+        prefix = known.prefix if config.get("model_type") in PREFIXED_TYPES else ""
+    source, target = _positions(config, "encoder"), _positions(config, "decoder")
+    return Inputs(
+        prefix,
+        _length("data.max_source_tokens", source_tokens, known.source_tokens, source),
+        _length("data.max_target_tokens", target_tokens, known.target_tokens, target and target - 1),
+    )
+
+
+def _length(key: str, given: int, known: int, positions: int | None) -> int:
+    if positions is not None and given > positions:
+        raise LopsideError(f"{key}: {given} is refused; the model takes {positions} tokens at most")
+    return given or (known if positions is None else min(known, positions))
+
+
+def _positions(config: dict[str, Any], side: str) -> int | None:
+    """How many positions a side has; None: no end of them is known (T5's are relative)."""
+    inner = config.get(side)  # encoder-decoder: a config of its own for each side
+    for found in (inner if isinstance(inner, dict) else {}, config):
+        for name in (f"max_{side}_position_embeddings", "max_position_embeddings"):
+            if isinstance(found.get(name), int):
+                return int(found[name])
+    return None
