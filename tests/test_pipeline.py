@@ -291,7 +291,12 @@ def test_a_full_disk_is_said_in_one_line_and_leaves_nothing(folder: Path, monkey
     (folder / "params.yaml").write_text(text)
     rows = [{"document": f"Text {number}.", "summary": "Text."} for number in range(50)]
     (folder / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    monkeypatch.setattr(tables, "write_split", lambda columns, path: write_split(columns, Path("/dev/full")))
+
+    def write_to_a_full_disk(columns: Any, path: Path) -> None:
+        path.symlink_to("/dev/full")  # by a link: what fails to write removes the file, and would the device
+        write_split(columns, path)
+
+    monkeypatch.setattr(tables, "write_split", write_to_a_full_disk)
     result = invoke("download")
     assert (result.exit_code, result.exception.__class__) == (1, SystemExit)
     assert re.fullmatch(r"error: .*: no space is left on the disk\n", result.stderr)

@@ -99,9 +99,10 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / "params.yaml").write_text(f"enc: 6\ndec: {dec}\n")
         (tmp_path / "metrics/rouge.json").write_text(json.dumps(ROUGE | {"pruned": {"rouge2": rouge2}}))
         (tmp_path / "metrics/latency.json").write_text(json.dumps(latency(batch_1=2.0)))
-        (tmp_path / "metrics/plots/finetune-pruned.csv").write_text(
-            f"step,train_loss,validation_loss,validation_rouge2\n1,5.5,,\n2,4.5,4.0,{rouge2}\n"
-        )
+        for side, gain in (("dense", 3), ("pruned", 0)):
+            (tmp_path / f"metrics/plots/finetune-{side}.csv").write_text(
+                f"step,train_loss,validation_loss,validation_rouge2\n1,5.5,,\n2,4.5,4.0,{rouge2 + gain}\n"
+            )
 
     git = ["git", "-c", "user.name=A", "-c", "user.email=a@example.org"]
     subprocess.run([*git, "init", "-q"], check=True)
@@ -134,14 +135,15 @@ def test_command_prints_the_table_and_writes_the_plot(repository: Path) -> None:
 def test_curves_are_read_from_git(repository: Path) -> None:
     assert read_curve("run-1") == Curve("6-1", "run-1", {2: 8.0})
     assert read_curve() == Curve("6-2", "workspace", {2: 9.0})
+    assert read_curve("run-3", "dense") == Curve("dense", "run-3", {2: 13.0})
 
 
 def test_command_prints_the_curves_and_writes_the_plot(repository: Path) -> None:
     result = CliRunner().invoke(main, ["curves", "run-1", "HEAD", "--plot", "plot.png"])
     assert result.exit_code == 0
-    assert result.output.splitlines()[::2] == ["| step | 6-1 | 6-3 |", "| 2 | 8.00 | 10.00 |"]
+    assert result.output.splitlines()[::2] == ["| step | dense | 6-1 | 6-3 |", "| 2 | 11.00 | 8.00 | 10.00 |"]
     assert (repository / "plot.png").read_bytes().startswith(b"\x89PNG")
-    assert CliRunner().invoke(main, ["curves"]).output.splitlines()[-1] == "| 2 | 9.00 |"
+    assert CliRunner().invoke(main, ["curves"]).output.splitlines()[-1] == "| 2 | 12.00 | 9.00 |"
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,10 @@ import pandas as pd
 import pytest
 from safetensors.torch import load_file
 from transformers import Seq2SeqTrainer
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from lopside.inputs import Inputs
+from lopside.models import load_tokenizer
 from lopside.params import TrainParams
 from lopside.training import CURVE_COLUMNS, finetune
 
@@ -116,3 +118,27 @@ def test_a_killed_run_goes_on_from_its_checkpoint_to_the_same_weights(
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (resumed, trained))
     assert all((ours[name] == theirs[name]).all() for name in theirs)
     assert {path.name for path in tmp_path.iterdir()} == {"model", "curve.csv"}
+
+
+def test_batches_are_grouped_by_source_and_then_by_target(
+    tiny_bart: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[int]] = []
+
+    class Recorded(LengthGroupedSampler):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            seen.append(list(options["lengths"]))
+            super().__init__(*arguments, **options)
+
+    monkeypatch.setattr("transformers.trainer.LengthGroupedSampler", Recorded)
+    run(tiny_bart, tmp_path, max_steps=1, evaluations=1)
+
+    tokenizer = load_tokenizer(tiny_bart)
+    lengths = [
+        [len(ids) for ids in tokenizer(list(texts), truncation=True, max_length=limit)["input_ids"]]
+        for texts, limit in ((pairs(10).document, INPUTS.max_source_tokens), (pairs(10).summary, 12))
+    ]
+    (keys,) = seen
+    assert sorted(range(10), key=lambda row: keys[row]) == sorted(
+        range(10), key=lambda row: (lengths[0][row], lengths[1][row])
+    )

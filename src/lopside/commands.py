@@ -45,10 +45,13 @@ def table(revisions: tuple[str, ...], plot: Path | None, batch: int) -> None:
 @click.argument("revisions", metavar="[REV]...", nargs=-1)
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Write the plot to this PNG file too.")
 def curves(revisions: tuple[str, ...], plot: Path | None) -> None:
-    """Print how pruned models of git revisions fared on validation as they were fine-tuned, one column each."""
+    """Print how the models of git revisions fared on validation as they were fine-tuned: dense, of the first revision,
+    and then each revision's pruned one.
+    """
     from lopside.report import curves_png, curves_table, read_curve
 
-    read = [read_curve(revision) for revision in revisions] or [read_curve()]
+    where = revisions or (None,)
+    read = [read_curve(where[0], "dense"), *(read_curve(revision) for revision in where)]
     if plot:
         curves_png(read, plot)
     click.echo(curves_table(read))

@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ROUGE, LATENCY, PARAMS = "metrics/rouge.json", "metrics/latency.json", "params.yaml"
-CURVE = "metrics/plots/finetune-pruned.csv"
+CURVE = "metrics/plots/finetune-{side}.csv"
 
 GREY = "#999999"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -129,7 +129,7 @@ def tradeoff_png(runs: Sequence[Run], path: str | Path, batch: int = 1) -> None:
 
 @dataclass(frozen=True)
 class Curve:
-    """How a run's pruned model fared on validation while it was fine-tuned. ``label`` as in :class:`Run`."""
+    """How a model fared on validation while it was fine-tuned. ``label`` as in :class:`Run`, or ``dense``."""
 
     label: str
     revision: str
@@ -137,21 +137,22 @@ class Curve:
     """Fine-tuning step -> greedy ROUGE-2 on validation documents, 0 to 100."""
 
 
-def read_curve(revision: str | None = None) -> Curve:
-    """The curve of the run at a git revision; None reads the files as they lie there now.
+def read_curve(revision: str | None = None, side: Literal["dense", "pruned"] = "pruned") -> Curve:
+    """The curve of one side of the run at a git revision; None reads the files as they lie there now.
 
     Raises LopsideError where the revision or its file is not there, or the file has no such figures.
     """
     params, where = _parsed(PARAMS, revision), revision or "workspace"
     enc, dec = (_leaf(params, key, f"{PARAMS} of {where}") for key in ("enc", "dec"))
-    rows = csv.DictReader(_text(CURVE, revision).splitlines())
+    name = CURVE.format(side=side)
+    rows = csv.DictReader(_text(name, revision).splitlines())
     try:
         rouge2 = {int(row["step"]): float(row["validation_rouge2"]) for row in rows if row["validation_rouge2"]}
     except (KeyError, TypeError, ValueError) as error:
-        raise LopsideError(f"{CURVE} of {where}: cannot be read") from error
+        raise LopsideError(f"{name} of {where}: cannot be read") from error
     if not rouge2:
-        raise LopsideError(f"{CURVE} of {where}: holds no validation_rouge2")
-    return Curve(f"{enc:g}-{dec:g}", where, rouge2)
+        raise LopsideError(f"{name} of {where}: holds no validation_rouge2")
+    return Curve("dense" if side == "dense" else f"{enc:g}-{dec:g}", where, rouge2)
 
 
 def curves_table(curves: Sequence[Curve]) -> str:
