@@ -432,6 +432,11 @@ def test_the_pipeline_from_nothing_and_experiments_on_it(project: Path) -> None:
     shown = run("dvc", "exp", "show", "--csv", folder=project)
     assert "shallow" in shown
     assert "delta.rouge2" in shown
+    compare = [sys.executable, "-c", "from lopside.commands import main; main()", "compare", "HEAD", "shallow"]
+    base, other = metrics(project, "rouge")["dense"]["rouge2"], metrics(project, "rouge")["pruned"]["rouge2"]
+    table = run(*compare, folder=project).splitlines()[2:]  # at HEAD, 6-6, pruned scores what dense scores
+    assert table[0].startswith(f"| HEAD | {base:.2f} |")
+    assert table[1].startswith(f"| shallow | {other:.2f} |")
     drawn = json.loads(run("dvc", "plots", "show", "--json", folder=project))["data"]
     assert {"Validation loss", "Validation ROUGE-2", "ROUGE-2 against latency"} <= set(drawn)
     assert all(plot for plot in drawn.values())

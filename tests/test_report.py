@@ -5,12 +5,26 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 from click.testing import CliRunner
 
 from lopside.commands import main
 from lopside.errors import LopsideError
-from lopside.report import Curve, Run, curves_png, curves_table, read_curve, read_run, results_table, tradeoff_png
+from lopside.report import (
+    Curve,
+    Run,
+    Scored,
+    comparison_table,
+    curves_png,
+    curves_table,
+    read_curve,
+    read_run,
+    read_scored,
+    results_table,
+    tradeoff_png,
+)
 
 ROUGE = {
     "dense": {"rouge2": 12.104},
@@ -158,8 +172,10 @@ def test_a_broken_curve_is_named(repository: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["curves", "no-such"], "error: params.yaml of no-such: there is no such file, or no such git revision"),
-        (["table", "no-such"], "error: metrics/rouge.json of no-such: there is no such file, or no such git revision"),
+        (["curves", "no-such"], "error: no-such: there is no such git revision or experiment"),
+        (["table", "no-such"], "error: no-such: there is no such git revision or experiment"),
+        (["compare", "no-such,run-1", "run-1"], "error: no-such: there is no such git revision or experiment"),
+        (["compare", "run-1", "run-3"], "error: outputs/scores.parquet of run-1: cannot be read ("),
         (["table", "--plot", "plot.png", "--batch", "4"], "error: metrics/latency.json of workspace: there is no"),
     ],
 )
@@ -175,3 +191,77 @@ def test_broken_metrics_are_named(repository: Path) -> None:
     (repository / "metrics/rouge.json").write_text("{")
     with pytest.raises(LopsideError, match=r"metrics/rouge.json of workspace: cannot be read"):
         read_run()
+
+
+def scored(label: str, rouge2: list[float], ids: str = "abcd", signature: str = "one") -> Scored:
+    return Scored(label, signature, tuple(ids), np.array(rouge2))
+
+
+def test_comparison() -> None:
+    base, equal, better = (
+        scored("base", [0, 10, 20, 30]),
+        scored("equal", [0, 10, 20, 30]),
+        scored("better", [5, 15, 25, 35]),
+    )
+    # Every document gains 5: so does every sample of documents. Only a draw with all four signs alike is as far from 0:
+    # 2 of 16, but for chance.
+    lines = comparison_table(base, [equal, better]).splitlines()
+    assert lines[:4] == [
+        "| pruned | ROUGE-2 | minus base | p |",
+        "| --- | ---: | ---: | ---: |",
+        "| base | 15.00 |  |  |",
+        "| equal | 15.00 | +0.00 [+0.00, +0.00] | 1.0000 |",
+    ]
+    assert lines[4].startswith("| better | 20.00 | +5.00 [+5.00, +5.00] | 0.1")
+
+
+@pytest.mark.parametrize("other", [scored("other", [1] * 4, ids="abce"), scored("other", [1] * 4, signature="two")])
+def test_what_was_not_scored_alike_is_not_compared(other: Scored) -> None:
+    with pytest.raises(LopsideError, match=r"^other and base cannot be compared"):
+        comparison_table(scored("base", [1] * 4), [other])
+
+
+@pytest.fixture
+def experiments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A DVC repository with a committed run, ``main``, and two experiments on it, ``s0`` and ``s1``."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "site"))
+    from dvc.repo import Repo
+
+    git = ["git", "-c", "user.name=A", "-c", "user.email=a@example.org"]
+    subprocess.run([*git, "init", "-q", "-b", "main"], check=True)
+    for folder in ("metrics", "outputs"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "metrics/rouge.json").write_text(json.dumps(ROUGE | {"signature": "one"}))
+    (tmp_path / "params.yaml").write_text("enc: 6\ndec: 1\n")
+    with Repo.init() as repo:
+        for name, rouge2 in (("main", [0.0, 10.0]), ("s0", [0.0, 20.0]), ("s1", [10.0, 30.0])):
+            pd.DataFrame({"id": ["a", "b"], "pruned_rouge2": rouge2}).to_parquet("outputs/scores.parquet")
+            repo.add("outputs/scores.parquet")
+            subprocess.run([*git, "add", "."], check=True)
+            subprocess.run([*git, "commit", "-qm", name], check=True)
+            if name != "main":
+                subprocess.run([*git, "update-ref", f"refs/exps/12/{'3' * 38}/{name}", "HEAD"], check=True)
+                subprocess.run([*git, "reset", "-q", "--hard", "HEAD~1"], check=True)
+    return tmp_path
+
+
+def test_scores_come_from_the_cache_and_seeds_are_averaged(experiments: Path) -> None:
+    (experiments / "outputs/scores.parquet").unlink()
+    assert read_scored("main").rouge2.tolist() == [0, 10]
+    both = read_scored("s0,s1")
+    assert (both.label, both.ids, both.rouge2.tolist()) == ("s0,s1", ("a", "b"), [5, 25])
+    result = CliRunner().invoke(main, ["compare", "main", "s0,s1", "s1"])
+    assert result.exit_code == 0
+    assert [line.split(" | ")[:2] for line in result.output.splitlines()[2:]] == [
+        ["| main", "5.00"],
+        ["| s0,s1", "15.00"],
+        ["| s1", "20.00"],
+    ]
+
+
+def test_an_experiment_is_known_by_its_name_if_that_is_its_alone(experiments: Path) -> None:
+    assert read_scored("s1").rouge2.tolist() == [10, 30]
+    subprocess.run(["git", "update-ref", f"refs/exps/45/{'6' * 38}/s1", "HEAD"], check=True)
+    with pytest.raises(LopsideError, match=r"^s1: several experiments have this name"):
+        read_scored("s1")

@@ -32,7 +32,7 @@ def main() -> None:
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Write the plot to this PNG file too.")
 @click.option("--batch", default=1, show_default=True, help="Batch size of the plot's speedup.")
 def table(revisions: tuple[str, ...], plot: Path | None, batch: int) -> None:
-    """Print the results of git revisions as a Markdown table, one row each; without any, those of the workspace."""
+    """Print a Markdown table, a row for each git revision or experiment; without any, for the workspace."""
     from lopside.report import read_run, results_table, tradeoff_png
 
     runs = [read_run(revision) for revision in revisions] or [read_run()]
@@ -55,3 +55,17 @@ def curves(revisions: tuple[str, ...], plot: Path | None) -> None:
     if plot:
         curves_png(read, plot)
     click.echo(curves_table(read))
+
+
+@main.command()
+@click.argument("base", metavar="REV[,REV]...")
+@click.argument("others", metavar="REV[,REV]...", nargs=-1, required=True)
+def compare(base: str, others: tuple[str, ...]) -> None:
+    """Print the ROUGE-2 of pruned models beside that of the first: the paired difference on the test documents.
+
+    Each is a git revision or an experiment; several with commas between are averaged document by document, as in
+    s0,s1 for two seeds.
+    """
+    from lopside.report import comparison_table, read_scored
+
+    click.echo(comparison_table(read_scored(base), [read_scored(other) for other in others]))

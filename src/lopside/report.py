@@ -1,6 +1,7 @@
 """Set several runs side by side: Markdown tables and plots of their metrics and of their training.
 
-What was run is in git: every committed run has its params.yaml and metrics/ at its revision.
+What was run is in git: every committed run, and every DVC experiment, has its params.yaml and metrics/ at its revision,
+and what was scored document by document in DVC's cache.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import yaml
 
 from lopside.errors import LopsideError
@@ -20,8 +22,10 @@ from lopside.files import new_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from numpy.typing import NDArray
 
 ROUGE, LATENCY, PARAMS = "metrics/rouge.json", "metrics/latency.json", "params.yaml"
+SCORES = "outputs/scores.parquet"
 CURVE = "metrics/plots/finetune-{side}.csv"
 
 GREY = "#999999"
@@ -128,6 +132,75 @@ def tradeoff_png(runs: Sequence[Run], path: str | Path, batch: int = 1) -> None:
 
 
 @dataclass(frozen=True)
+class Scored:
+    """What pruned models scored on the test documents: one run, or the mean of runs that differ in their seed."""
+
+    label: str
+    signature: str
+    """What the figures depend on, as in metrics/rouge.json."""
+    ids: tuple[str, ...]
+    rouge2: NDArray[np.float64]
+    """ROUGE-2 a document, 0 to 100, shape (documents,), in the order of ``ids``."""
+
+
+def read_scored(revisions: str) -> Scored:
+    """The run of a git revision or DVC experiment, or of several with commas between, averaged document by document.
+
+    Raises LopsideError where there is no such revision, its scores are not in DVC's cache, or the runs were not scored
+    alike.
+    """
+    runs = [_read_scored(revision) for revision in revisions.split(",")]
+    _check_alike(runs)
+    first = runs[0]
+    return Scored(revisions, first.signature, first.ids, np.mean([run.rouge2 for run in runs], axis=0))
+
+
+def comparison_table(base: Scored, others: Sequence[Scored]) -> str:
+    """Markdown: the ROUGE-2 of ``base``, then a row for each of ``others`` with its paired difference from it.
+
+    The interval (95%) and p are `lopside.rouge.compare`'s, over the documents; they do not cover the choice of seeds.
+    Raises LopsideError where they were not scored alike.
+    """
+    from lopside.rouge import compare
+
+    _check_alike([base, *others])
+    rows = [["pruned", "ROUGE-2", f"minus {base.label}", "p"], ["---", "---:", "---:", "---:"]]
+    rows.append([base.label, f"{base.rouge2.mean():.2f}", "", ""])
+    for other in others:
+        found = compare(other.rouge2, base.rouge2)
+        difference = f"{found.difference:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
+        rows.append([other.label, f"{other.rouge2.mean():.2f}", difference, f"{found.p:.4f}"])
+    return _markdown(rows)
+
+
+def _check_alike(runs: Sequence[Scored]) -> None:
+    first = runs[0]
+    for run in runs:
+        if run.signature != first.signature or run.ids != first.ids:
+            raise LopsideError(
+                f"{run.label} and {first.label} cannot be compared, as other documents or settings were scored: "
+                f"{run.signature} and {first.signature}"
+            )
+
+
+def _read_scored(revision: str) -> Scored:
+    import pandas as pd
+    from dvc.api import open as open_tracked
+    from dvc.exceptions import DvcException
+    from scmrepo.exceptions import SCMError
+
+    try:
+        with open_tracked(SCORES, rev=_commit(revision), mode="rb") as file:
+            scores = pd.read_parquet(file, columns=["id", "pruned_rouge2"])
+    except (DvcException, SCMError, OSError) as error:
+        raise LopsideError(
+            f"{SCORES} of {revision}: cannot be read ({error}); `dvc repro score` at that revision makes it anew"
+        ) from error
+    signature = _parsed(ROUGE, revision)["signature"]
+    return Scored(revision, signature, tuple(scores["id"]), scores["pruned_rouge2"].to_numpy())
+
+
+@dataclass(frozen=True)
 class Curve:
     """How a model fared on validation while it was fine-tuned. ``label`` as in :class:`Run`, or ``dense``."""
 
@@ -201,10 +274,26 @@ def _text(name: str, revision: str | None) -> str:
     if revision is None and Path(name).is_file():
         return Path(name).read_text(encoding="utf-8")
     if revision is not None:
-        shown = subprocess.run(["git", "show", f"{revision}:./{name}"], capture_output=True, text=True)
-        if shown.returncode == 0:
-            return shown.stdout
-    raise LopsideError(f"{name} of {revision or 'workspace'}: there is no such file, or no such git revision")
+        shown = _git("show", f"{_commit(revision)}:./{name}")
+        if shown is not None:
+            return shown
+    raise LopsideError(f"{name} of {revision or 'workspace'}: there is no such file")
+
+
+def _commit(revision: str) -> str:
+    """The commit of a git revision or, by its name, of a DVC experiment: refs/exps/<2 digits>/<38 digits>/<name>."""
+    found = (_git("rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}") or "").split()
+    found = found or (_git("for-each-ref", "--format=%(objectname)", f"refs/exps/*/*/{revision}") or "").split()
+    if len(found) != 1:
+        many = "several experiments have this name" if found else "there is no such git revision or experiment"
+        raise LopsideError(f"{revision}: {many}; see `git log` and `dvc exp list --all-commits`")
+    return found[0]
+
+
+def _git(*arguments: str) -> str | None:
+    """What git prints; None where it fails."""
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True)
+    return done.stdout if done.returncode == 0 else None
 
 
 def _parsed(name: str, revision: str | None) -> dict[str, Any]:
