@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -136,21 +137,28 @@ TINY: dict[str, Any] = {
     "seed": 0,
     "vocabulary": {"min_count": 1},
     "lengths": {"source": 16, "target": 8, "stretch": 8},
-    "train": {
-        "steps": 6,
-        "tokens": 64,
-        "infill": 0.34,
-        "freeze": 0.5,
-        "encoder_rate": 0.5,
-        "learning_rate": 0.01,
-        "warmup": 1,
-        "weight_decay": 0.01,
-        "clip": 1.0,
-        "mask": 0.3,
-        "span": 2,
+    "rounds": {
+        "first": {
+            "seed": 0,
+            "steps": 6,
+            "tokens": 64,
+            "infill": 0.34,
+            "own": 0.34,
+            "freeze": 0.5,
+            "encoder_rate": 0.5,
+            "learning_rate": 0.01,
+            "warmup": 1,
+            "weight_decay": 0.01,
+            "clip": 1.0,
+            "mask": 0.3,
+            "span": 2,
+        }
     },
     "evaluate": {"every": 2, "documents": 2},
 }
+
+
+OWN = {f"{i:016x}" for i in range(1, 9)}
 
 
 def made_pairs(count: int) -> pd.DataFrame:
@@ -164,13 +172,14 @@ def test_a_killed_training_goes_on_to_the_same_weights(
     bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recipe, "choose_dtype", lambda *_: "float32")
+    monkeypatch.setattr(recipe, "minilm_folder", lambda: bert)
     pairs, validation = tmp_path / "pairs.parquet", made_pairs(3)
     made_pairs(24).to_parquet(pairs)
 
     def run(name: str) -> Path:
         folder = tmp_path / name / "model"
         folder.parent.mkdir(exist_ok=True)
-        recipe.train(TINY, pairs, validation, bert, folder, tmp_path / name / "log.csv")
+        recipe.train(TINY, "first", pairs, OWN, validation, None, folder, tmp_path / name / "log.csv")
         return folder
 
     whole = run("whole")
@@ -199,13 +208,64 @@ def test_a_killed_training_goes_on_to_the_same_weights(
     assert list(ours.step) == [2, 4, 6]
     pd.testing.assert_frame_equal(ours, theirs)
 
-    other = TINY | {"seed": 1}
-    with pytest.raises(LopsideError, match=r"checkpoint\.pt: was made with other params"):
-        recipe.train(other, pairs, validation, bert, whole, tmp_path / "log.csv")
+    other = TINY | {"vocabulary": {"min_count": 2}}
+    with pytest.raises(LopsideError, match=r"model-checkpoint\.pt: was made with other params"):
+        recipe.train(other, "first", pairs, OWN, validation, None, whole, tmp_path / "log.csv")
+
+
+def test_a_round_goes_on_from_the_one_before(bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipe, "choose_dtype", lambda *_: "float32")
+    monkeypatch.setattr(recipe, "minilm_folder", lambda: bert)
+    pairs, validation = tmp_path / "pairs.parquet", made_pairs(3)
+    made_pairs(24).to_parquet(pairs)
+    recipe.train(TINY, "first", pairs, OWN, validation, None, tmp_path / "first", tmp_path / "first.csv")
+
+    rounds = {"second": TINY["rounds"]["first"] | {"infill": 0.0, "own": 0.0, "steps": 1, "learning_rate": 0.0}}
+    again = tmp_path / "again.parquet"
+    made_pairs(26).to_parquet(again)
+    second = tmp_path / "second"
+    recipe.train(
+        TINY | {"rounds": rounds}, "second", again, OWN, validation, tmp_path / "first", second, tmp_path / "second.csv"
+    )
+    weights, before = (load_file(tmp_path / name / "model.safetensors") for name in ("second", "first"))
+    assert all(torch.equal(weights[name], before[name]) for name in before)
+    assert np.load(second / "trained_on.npy").tolist() == list(range(1, 27))
+    assert (second / "tokenizer.json").read_bytes() == (tmp_path / "first/tokenizer.json").read_bytes()
+
+
+def test_the_last_steps_of_a_round_see_the_own_pairs_alone(bert: Path) -> None:
+    tokenizer, _ = trimmed_tokenizer(bert, [" ".join(WORDS)] * 2, min_count=2)
+    train = made_pairs(24)
+    settings = TINY["rounds"]["first"] | {"steps": 20, "infill": 0.0, "own": 0.75}
+    batches = recipe.Batches(tokenizer, train, OWN, TINY["lengths"], settings)
+    own = set(np.flatnonzero(train.id.isin(list(OWN))))
+    seen = [set(batch) <= own for batch in batches.of_pairs]
+    assert len(seen) == 20
+    assert all(seen[5:])
+    assert not all(seen[:5])
+    assert {index for batch in batches.of_pairs[5:] for index in batch} == own
+
+    with pytest.raises(LopsideError, match="own: none of the pairs"):
+        recipe.Batches(tokenizer, train, {"f" * 16}, TINY["lengths"], settings)
+
+
+def test_a_disk_without_room_is_told_before_the_training(
+    bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10**6))
+    recipe.check_room(tmp_path, 38_000)
+    with pytest.raises(LopsideError, match=r"1 MB are free there, and training needs 26 MB"):
+        recipe.check_room(tmp_path, 10**6)
 
 
 def test_the_recipe_lists_the_modules_that_it_reads() -> None:
     stages = yaml.safe_load(Path("recipes/base/dvc.yaml").read_text())["stages"]
-    assert {name: stage["cmd"] for name, stage in stages.items()} == {
-        name: f"python -m recipes.base.{name}" for name in ("text", "train", "evaluate")
+    assert {name: stage.get("do", stage)["cmd"] for name, stage in stages.items()} == {
+        "text": "python -m recipes.base.text",
+        "train": "python -m recipes.base.train ${key}",
+        "evaluate": "python -m recipes.base.evaluate",
     }
+    starts = {name: item["start"] for name, item in stages["train"]["foreach"].items()}
+    assert Path(starts["second"]).absolute() == recipe.ROUNDS["second"]
+    assert starts.keys() == recipe.ROUNDS.keys() == recipe.read_params()["rounds"].keys()

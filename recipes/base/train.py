@@ -1,13 +1,19 @@
-"""Train docs-bart-mini: text infilling, then summaries with the encoder frozen, then with all of it.
+"""Train docs-bart-mini, in rounds.
+
+The first round starts from MiniLM: text infilling, then summaries with the encoder frozen, then with all of it. The
+second goes on from the first with all of it, over every pair and then over those of the default data alone.
 
 A loop of our own rather than the Trainer: bf16 weights beside float32 masters, batches of a fixed number of tokens and
 an encoder that is let go part of the way together made a step several times faster on a CPU.
 Killed at any moment, it goes on from its last checkpoint: the batch of a step depends on the seed and the step alone.
 """
 
+import hashlib
 import json
+import shutil
 import sys
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -23,14 +29,16 @@ from lopside.errors import LopsideError
 from lopside.files import new_file, new_folder, sha256_of
 from lopside.generation import generate
 from lopside.machine import choose_dtype, keep_memory
+from lopside.models import load_model, load_tokenizer
 from lopside.rouge import score
 from lopside.splits import read_split
 from recipes.base.warmstart import minilm_folder, trimmed_tokenizer, warm_bart
 
 HERE = Path(__file__).parent
 PAIRS = HERE / "outputs/pairs.parquet"
-MODEL = HERE / "outputs/docs-bart-mini"
-LOG = HERE / "training.csv"
+ROUNDS: dict[str, Path | None] = {"first": None, "second": HERE / "outputs/first"}
+"""Round -> the folder of the model that it starts from; None: MiniLM."""
+TRAINED_ON = "trained_on.npy"
 IGNORED = -100
 SHORTEST_STRETCH = 8
 """Tokens; what is shorter gives infilling nothing to go by."""
@@ -165,31 +173,46 @@ def rate_at(step: int, settings: dict[str, Any]) -> float:
 
 
 class Batches:
-    """The batch of any step, made from the seed and the step alone."""
+    """The batch of any step, made from the round's seed and the step alone: infilling, all pairs, own pairs."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, train: pd.DataFrame, params: dict[str, Any]) -> None:
-        self.params, self.tokenizer = params, tokenizer
-        lengths = params["lengths"]
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        train: pd.DataFrame,
+        own: Collection[str],
+        lengths: dict[str, int],
+        settings: dict[str, Any],
+    ) -> None:
+        self.tokenizer, self.lengths, self.settings = tokenizer, lengths, settings
         self.pairs = examples_of(tokenizer, train, lengths)
         bodies, summaries = (
             tokenizer(list(texts), add_special_tokens=False)["input_ids"] for texts in (train.body, train.summary)
         )
         stretches = [ids[i : i + lengths["stretch"]] for ids in bodies for i in range(0, len(ids), lengths["stretch"])]
         self.stretches = [np.array(ids) for ids in stretches + summaries if len(ids) >= SHORTEST_STRETCH]
-        steps = params["train"]["steps"]
-        self.infill_steps = round(steps * params["train"]["infill"])
-        self.of_pairs: list[list[int]] = []
-        while len(self.of_pairs) < steps - self.infill_steps:
-            generator = np.random.default_rng([params["seed"], 1, len(self.of_pairs)])
-            self.of_pairs += batches_of(self.pairs, params["train"]["tokens"], generator)
+        steps = settings["steps"]
+        self.infill_steps, own_steps = round(steps * settings["infill"]), round(steps * settings["own"])
+        self.of_pairs = self._batches(np.arange(len(self.pairs)), 1, steps - self.infill_steps - own_steps)
+        self.of_pairs += self._batches(np.flatnonzero(train.id.isin(list(own))), 2, own_steps)
+
+    def _batches(self, chosen: np.ndarray, part: int, steps: int) -> list[list[int]]:
+        """So many batches of the chosen pairs: as many epochs as that takes, the last one cut."""
+        examples, batches = [self.pairs[i] for i in chosen], list[list[int]]()
+        if steps and not examples:
+            raise LopsideError("recipes/base/params.yaml: own: none of the pairs is one of the default data's")
+        while len(batches) < steps:
+            generator = np.random.default_rng([self.settings["seed"], part, len(batches)])
+            epoch = batches_of(examples, self.settings["tokens"], generator)
+            batches += [[int(chosen[i]) for i in batch] for batch in epoch]
+        return batches[:steps]
 
     def of(self, step: int) -> dict[str, torch.Tensor]:
-        settings, tokenizer = self.params["train"], self.tokenizer
+        settings, tokenizer = self.settings, self.tokenizer
         if step >= self.infill_steps:
             examples = [self.pairs[i] for i in self.of_pairs[step - self.infill_steps]]
         else:
-            generator = np.random.default_rng([self.params["seed"], 0, step])
-            count = settings["tokens"] // (2 * self.params["lengths"]["stretch"])
+            generator = np.random.default_rng([settings["seed"], 0, step])
+            count = settings["tokens"] // (2 * self.lengths["stretch"])
             examples = []
             for index in generator.integers(len(self.stretches), size=count):
                 stretch = self.stretches[index]
@@ -235,33 +258,76 @@ def read_params() -> dict[str, Any]:
     return cast(dict[str, Any], yaml.safe_load((HERE / "params.yaml").read_text(encoding="utf-8")))
 
 
-def train(
-    params: dict[str, Any], pairs: Path, validation: pd.DataFrame, parent: Path, model_folder: Path, log: Path
-) -> None:
-    """Train on the Parquet file ``pairs`` from the BERT in folder ``parent``; write a model folder and a CSV log.
+def begin(
+    start: Path | None, texts: list[str], min_count: int
+) -> tuple[BartForConditionalGeneration, PreTrainedTokenizerFast]:
+    """Model and tokenizer that a round starts from: those in folder ``start``, or new ones from MiniLM."""
+    if start is None:
+        parent = minilm_folder()
+        tokenizer, pieces = trimmed_tokenizer(parent, texts, min_count)
+        model = warm_bart(parent, pieces)
+    else:
+        model = cast(BartForConditionalGeneration, load_model(start, dtype=torch.float32))
+        tokenizer = cast(PreTrainedTokenizerFast, load_tokenizer(start))
+    model.set_attn_implementation("eager")  # the backward of sdpa is far slower on a CPU
+    return model, tokenizer
 
-    A checkpoint lies beside ``model_folder``, written at every evaluation and kept at the end. Where one is found, the
-    training goes on from it; LopsideError where it was made with other params or pairs.
+
+def check_room(folder: Path, parameters: int) -> None:
+    """Raise LopsideError where the disk has no room for what a training of so many parameters writes.
+
+    That is two checkpoints at once (the new one is whole before the old one goes), each with float32 weights and both
+    of AdamW's averages, and the model in bf16.
     """
-    settings = params["train"]
-    torch.manual_seed(params["seed"])
+    needed, free = parameters * (2 * 3 * 4 + 2), shutil.disk_usage(folder).free
+    if free < needed:
+        raise LopsideError(f"{folder}: {free / 1e6:,.0f} MB are free there, and training needs {needed / 1e6:,.0f} MB")
+
+
+def train(
+    params: dict[str, Any],
+    name: str,
+    pairs: Path,
+    own: Collection[str],
+    validation: pd.DataFrame,
+    start: Path | None,
+    model_folder: Path,
+    log: Path,
+) -> None:
+    """Train the round ``name`` on the Parquet file ``pairs``; write a model folder and a CSV log.
+
+    ``own`` are the ids of the pairs that its last steps learn from alone. A checkpoint lies beside ``model_folder``,
+    written at every evaluation and kept at the end. Where one is found, the training goes on from it.
+
+    Raises:
+        LopsideError: the checkpoint was made with other params, pairs or start; there is no room on the disk.
+    """
+    settings = params["rounds"][name]
+    torch.manual_seed(settings["seed"])
     dtype = getattr(torch, choose_dtype("auto", "cpu"))
-    checkpoint = model_folder.with_name("checkpoint.pt")
-    recipe = json.dumps({"params": params, "pairs": sha256_of(pairs)}, sort_keys=True)
+    checkpoint = model_folder.with_name(f"{model_folder.name}-checkpoint.pt")
+    recipe = json.dumps(
+        {
+            "params": {**params, "rounds": {name: settings}},
+            "pairs": sha256_of(pairs),
+            "own": hashlib.sha256("".join(sorted(own)).encode()).hexdigest(),
+            "start": sha256_of(start / "model.safetensors") if start else None,
+        },
+        sort_keys=True,
+    )
     saved = _load(checkpoint, recipe) if checkpoint.exists() else None
     table = pd.read_parquet(pairs)
-    tokenizer, pieces = trimmed_tokenizer(parent, [*table.document, *table.summary], params["vocabulary"]["min_count"])
-    model = warm_bart(parent, pieces)
-    model.set_attn_implementation("eager")  # the backward of sdpa is far slower on a CPU
+    model, tokenizer = begin(start, [*table.document, *table.summary], params["vocabulary"]["min_count"])
+    check_room(model_folder.parent, model.num_parameters())
     masters = Masters(model, settings["weight_decay"])
     model.to(dtype).train()
     step, tokens, seconds, rows = 0, 0, 0.0, list[list[float]]()
     if saved:
         masters.load(saved["masters"])
         step, tokens, seconds, rows = (saved[name] for name in ("step", "tokens", "seconds", "rows"))
-    batches = Batches(tokenizer, table, params)
+    batches = Batches(tokenizer, table, own, params["lengths"], settings)
     print(
-        f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(pieces):,} word pieces, "
+        f"{model.num_parameters():,} parameters, {len(tokenizer):,} word pieces, "
         f"{len(table):,} pairs, {dtype}, step {step} of {settings['steps']}",
         flush=True,
     )
@@ -294,7 +360,13 @@ def train(
     with new_folder(model_folder) as folder:
         model.bfloat16().save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        np.save(folder / "trained_on.npy", np.sort(np.array([int(i, 16) for i in table.id], dtype=np.uint64)))
+        np.save(folder / TRAINED_ON, _trained_on(table, start))
+
+
+def _trained_on(table: pd.DataFrame, start: Path | None) -> np.ndarray:
+    """The ids that the model has learnt from, in this round and those before it, as sorted numbers of 64 bits."""
+    seen = np.array([int(i, 16) for i in table.id], dtype=np.uint64)
+    return np.unique(seen) if start is None else np.union1d(seen, np.load(start / TRAINED_ON))
 
 
 def _load(checkpoint: Path, recipe: str) -> dict[str, Any]:
@@ -310,13 +382,16 @@ def _save(checkpoint: Path, **state: Any) -> None:
 
 
 @click.command()
-def main() -> None:
-    """Train docs-bart-mini, or go on from the checkpoint that is there."""
+@click.argument("name", metavar="ROUND", type=click.Choice(list(ROUNDS)))
+def main(name: str) -> None:
+    """Train a round of docs-bart-mini, or go on from the checkpoint that is there."""
     try:
         keep_memory()
         params = read_params()
-        validation = read_split("validation").iloc[: params["evaluate"]["documents"]]
-        train(params, PAIRS, validation, minilm_folder(), MODEL, LOG)
+        own, validation = set(read_split("train").id), read_split("validation").iloc[: params["evaluate"]["documents"]]
+        train(
+            params, name, PAIRS, own, validation, ROUNDS[name], HERE / "outputs" / name, HERE / f"training-{name}.csv"
+        )
     except LopsideError as error:
         sys.exit(f"error: {error}")
 
