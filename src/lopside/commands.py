@@ -69,3 +69,12 @@ def compare(base: str, others: tuple[str, ...]) -> None:
     from lopside.report import comparison_table, read_scored
 
     click.echo(comparison_table(read_scored(base), [read_scored(other) for other in others]))
+
+
+@main.command()
+@click.option("--count", default=20, show_default=True, type=click.IntRange(min=1), help="Documents to print.")
+def examples(count: int) -> None:
+    """Print the first test documents with their reference and the summaries of dense and pruned."""
+    from lopside.examples import examples
+
+    click.echo(examples(count))
