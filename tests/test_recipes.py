@@ -19,7 +19,8 @@ from transformers import BertConfig, BertModel
 
 from lopside.errors import LopsideError
 from recipes.base import train as recipe
-from recipes.base.evaluate import with_other_bodies
+from recipes.base.curve import course, draw
+from recipes.base.evaluate import MEASURES, ROWS, markdown, share_copying, with_other_bodies
 from recipes.base.train import Example, batches_of, collate, hidden, rate_at
 from recipes.base.warmstart import SPECIAL, trimmed_tokenizer, warm_bart
 
@@ -269,3 +270,37 @@ def test_the_recipe_lists_the_modules_that_it_reads() -> None:
     starts = {name: item["start"] for name, item in stages["train"]["foreach"].items()}
     assert Path(starts["second"]).absolute() == recipe.ROUNDS["second"]
     assert starts.keys() == recipe.ROUNDS.keys() == recipe.read_params()["rounds"].keys()
+
+
+def test_the_course_counts_on_from_round_to_round(tmp_path: Path) -> None:
+    logs = {name: tmp_path / f"{name}.csv" for name in ("first", "second", "third")}
+    header = ",".join(recipe.COLUMNS)
+    logs["first"].write_text(f"{header}\n200,1000,60,5,5,0.5\n400,2000,120,4,4,1.5\n")
+    logs["second"].write_text(f"{header}\n200,1500,30,3,3,2.5\n")
+    table = course(logs)
+    assert list(table.tokens) == [1000, 2000, 3500]
+    assert list(table.minutes) == [1, 2, 2.5]
+    assert list(table.validation_rouge2) == [0.5, 1.5, 2.5]
+    draw(table, tmp_path / "a.png")
+    draw(table, tmp_path / "b.png")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_a_copy_is_a_whole_sentence_of_its_own_document() -> None:
+    documents = ["Gets the key. Then more.", "Gets the key. Then more.", "Other. Words."]
+    assert share_copying(["gets the KEY", "gets the", "."], documents) == 1 / 3
+
+
+def test_the_card_gives_each_figure_with_its_interval() -> None:
+    figure = {"mean": 1.0, "low": 0.5, "high": 2.0}
+    texts = {name: dict.fromkeys(MEASURES, figure) for name in ROWS}
+    above = {f"rouge2_above_{name}": figure for name in ("lead", "name", "other_body")}
+    shares = {"distinct": 0.9, "empty": 0.0, "copying": 0.25, "repeating": 0.1}
+    lines = markdown({**texts, **above, **shares}).splitlines()
+    assert lines[2] == "| docs-bart-mini | 1.00 [0.50, 2.00] | 1.00 [0.50, 2.00] | 1.00 [0.50, 2.00] |"
+    assert lines[-7] == "- above `lead`: 1.00 [0.50, 2.00]"
+    assert lines[-4:-1] == [
+        "- are distinct: 90.0%",
+        "- are empty: 0.0%",
+        "- copy a whole sentence of the document: 25.0%",
+    ]

@@ -1,0 +1,71 @@
+"""How docs-bart-mini came to what it is: validation ROUGE-2 against the tokens it had seen, as table and picture."""
+
+from pathlib import Path
+
+import click
+import pandas as pd
+
+from lopside.files import new_file
+from recipes.base.train import ROUNDS
+
+HERE = Path(__file__).parent
+
+
+def course(logs: dict[str, Path]) -> pd.DataFrame:
+    """The logs of the rounds that there are, one behind the other; tokens and minutes count on from round to round."""
+    rounds, tokens, seconds = list[pd.DataFrame](), 0, 0
+    for name, path in logs.items():
+        if path.exists():
+            log = pd.read_csv(path)
+            rounds.append(
+                pd.DataFrame(
+                    {
+                        "round": name,
+                        "step": log.step,
+                        "tokens": log.tokens + tokens,
+                        "minutes": (log.seconds + seconds) / 60,
+                        "validation_loss": log.validation_loss,
+                        "validation_rouge2": log.validation_rouge2,
+                    }
+                )
+            )
+            tokens, seconds = tokens + log.tokens.iloc[-1], seconds + log.seconds.iloc[-1]
+    return pd.concat(rounds, ignore_index=True)
+
+
+def draw(table: pd.DataFrame, path: Path) -> None:
+    """A line a round. Equal tables give an equal file."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.subplots()
+    for (name, part), colour, marker in zip(
+        table.groupby("round", sort=False), ("#0072B2", "#D55E00"), "os", strict=False
+    ):
+        axes.plot(part.tokens / 1e6, part.validation_rouge2, color=colour, marker=marker, label=name)
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("million tokens seen in training (source and target)")
+    axes.set_ylabel("ROUGE-2 on validation documents")
+    axes.grid(alpha=0.3)
+    axes.legend(title="round")
+    with new_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150, metadata={"Software": None})
+
+
+@click.command()
+@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Write the picture to this PNG file too.")
+def main(plot: Path | None) -> None:
+    """Print the course of the training, of all rounds, as a Markdown table."""
+    table = course({name: HERE / f"training-{name}.csv" for name in ROUNDS})
+    if plot:
+        draw(table, plot)
+    print("| round | step | million tokens | minutes | validation loss | validation ROUGE-2 |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: |")
+    columns = (table[name] for name in ("round", "step", "tokens", "minutes", "validation_loss", "validation_rouge2"))
+    for name, step, tokens, minutes, loss, rouge2 in zip(*columns, strict=True):
+        print(f"| {name} | {step:,} | {tokens / 1e6:.1f} | {minutes:.0f} | {loss:.3f} | {rouge2:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
