@@ -9,12 +9,12 @@ import subprocess
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import click
+import pandas as pd
 
 from lopside.docstrings import Pair, deduplicate, split
 from lopside.errors import LopsideError
-from lopside.files import new_folder, write_json
 from lopside.sources import frame_of
+from recipes.splits import writes_splits
 
 OUTPUTS = Path(__file__).parent / "outputs"
 SUMMARY_WORDS = (2, 32)
@@ -102,20 +102,13 @@ def _found(index: Index) -> list[Pair]:
     return list(pairs(paragraphs(index.read("Translations")), sources))
 
 
-@click.command()
-@click.option("--out", type=click.Path(path_type=Path), default=OUTPUTS / "splits", show_default=True, help="Folder.")
-def main(out: Path) -> None:
+@writes_splits(OUTPUTS / "splits")
+def main() -> dict[str, pd.DataFrame]:
     """Write train.jsonl, validation.jsonl and test.jsonl; packages of one source package are never parted."""
-    try:
-        found = _found(Index(OUTPUTS / "apt"))
-    except LopsideError as error:
-        raise click.ClickException(str(error)) from error
+    found = _found(Index(OUTPUTS / "apt"))
+    print(f"{len(found):,} descriptions found", flush=True)
     parts = split(deduplicate(found), kin=lambda pair: pair.source)
-    with new_folder(out) as folder:
-        for name, part in parts.items():
-            frame_of(part).to_json(folder / f"{name}.jsonl", orient="records", lines=True, force_ascii=False)
-        write_json(folder / "counts.json", {"found": len(found), **{name: len(part) for name, part in parts.items()}})
-    print(f"{out}: {len(found):,} found; " + ", ".join(f"{len(part):,} {name}" for name, part in parts.items()))
+    return {name: frame_of(part) for name, part in parts.items()}
 
 
 if __name__ == "__main__":
