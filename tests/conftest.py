@@ -3,8 +3,11 @@
 The fixtures last for the whole run: copy a folder before you change it.
 """
 
+import io
+import json
 import os
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +25,7 @@ settings.load_profile("lopside")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 TEXTS = (
     "Return the number of items in the list, or zero where there is none.",
@@ -32,6 +35,27 @@ TEXTS = (
     "Write a dictionary to a file, one key and one value to a line.",
 )
 
+PARALLEL = [
+    (
+        f"The {thing} rose on day {day} and the school stayed shut.",
+        f"{ding} stieg am Tag {day}, und die Schule blieb zu.",
+    )
+    for day in range(20)
+    for thing, ding in (("river", "Der Fluss"), ("price of bread", "Der Brotpreis"), ("sun", "Die Sonne"))
+]
+"""English and German."""
+
+_TINY: dict[str, Any] = {
+    "d_model": 16,
+    "encoder_layers": 6,
+    "decoder_layers": 6,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 24,
+    "decoder_ffn_dim": 24,
+    "max_position_embeddings": 128,
+}
+
 
 @pytest.fixture(scope="session")
 def tiny_bart(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -40,15 +64,8 @@ def tiny_bart(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     tokenizer = _byte_level_tokenizer()
     config = BartConfig(
+        **_TINY,
         vocab_size=len(tokenizer),
-        d_model=16,
-        encoder_layers=6,
-        decoder_layers=6,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_ffn_dim=24,
-        decoder_ffn_dim=24,
-        max_position_embeddings=128,
         bos_token_id=0,
         pad_token_id=1,
         eos_token_id=2,
@@ -87,6 +104,83 @@ def tiny_t5_tied(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _save(tmp_path_factory.mktemp("tiny_t5_tied"), lambda: T5ForConditionalGeneration(config), tokenizer)
 
 
+@pytest.fixture(scope="session")
+def tiny_marian(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Marian, 6 + 6 layers, with a vocabulary and embeddings of its own for English and for German (text </s>)."""
+    from transformers import MarianConfig, MarianMTModel, MarianTokenizer
+
+    files = tmp_path_factory.mktemp("marian_tokenizer")
+    sizes = [
+        _write_sentencepiece(files, "source.spm", "vocab.json", [english for english, _ in PARALLEL]),
+        _write_sentencepiece(files, "target.spm", "target_vocab.json", [german for _, german in PARALLEL]),
+    ]
+    names = ("source.spm", "target.spm", "vocab.json", "target_vocab.json")
+    source, target, vocabulary, target_vocabulary = (str(files / name) for name in names)
+    with warnings.catch_warnings(action="ignore"):  # wants sacremoses, and never uses it
+        tokenizer = MarianTokenizer(source, target, vocabulary, target_vocabulary, separate_vocabs=True)
+    config = MarianConfig(
+        **_TINY,
+        vocab_size=sizes[0],
+        decoder_vocab_size=sizes[1],
+        share_encoder_decoder_embeddings=False,
+        eos_token_id=0,
+        forced_eos_token_id=0,
+        pad_token_id=2,
+        decoder_start_token_id=2,
+    )
+    return _save(tmp_path_factory.mktemp("tiny_marian"), lambda: MarianMTModel(config), tokenizer)
+
+
+@pytest.fixture(scope="session")
+def tiny_nllb(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """NLLB, 6 + 6 layers, told to translate from English to German (eng_Latn text </s> to deu_Latn text </s>)."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import M2M100Config, M2M100ForConditionalGeneration, NllbTokenizer
+
+    trained = Tokenizer(models.BPE(unk_token="<unk>"))
+    trained.pre_tokenizer = pre_tokenizers.Metaspace()
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    trainer = trainers.BpeTrainer(vocab_size=120, special_tokens=special, show_progress=False)
+    trained.train_from_iterator([text for pair in PARALLEL for text in pair], trainer)
+    pieces = json.loads(trained.to_str())["model"]
+    tokenizer = NllbTokenizer(
+        vocab=pieces["vocab"],
+        merges=[tuple(merge) for merge in pieces["merges"]],  # type: ignore[misc]
+        extra_special_tokens=["eng_Latn", "deu_Latn"],
+        src_lang="eng_Latn",
+        tgt_lang="deu_Latn",
+    )
+    config = M2M100Config(**_TINY, vocab_size=len(tokenizer))
+
+    def build() -> "PreTrainedModel":
+        model = M2M100ForConditionalGeneration(config)
+        model.generation_config.forced_bos_token_id = tokenizer.convert_tokens_to_ids("deu_Latn")
+        return model
+
+    return _save(tmp_path_factory.mktemp("tiny_nllb"), build, tokenizer)
+
+
+def _write_sentencepiece(folder: Path, model: str, vocabulary: str, texts: Sequence[str]) -> int:
+    """Write a SentencePiece model of the texts, and its pieces as Marian numbers them; return how many there are."""
+    import sentencepiece
+
+    out = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts),
+        model_writer=out,
+        model_type="bpe",
+        vocab_size=80,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    (folder / model).write_bytes(out.getvalue())
+    read = sentencepiece.SentencePieceProcessor(model_proto=out.getvalue())
+    special = ["</s>", "<unk>", "<pad>"]
+    pieces = [piece for piece in map(read.IdToPiece, range(read.vocab_size())) if piece not in ("<s>", *special)]
+    (folder / vocabulary).write_text(json.dumps({piece: code for code, piece in enumerate([*special, *pieces])}))
+    return len(special) + len(pieces)
+
+
 def _t5_config(vocabulary: int, encoder_layers: int, decoder_layers: int, **more: Any) -> Any:
     from transformers import T5Config
 
@@ -105,7 +199,7 @@ def _t5_config(vocabulary: int, encoder_layers: int, decoder_layers: int, **more
     )
 
 
-def _save(folder: Path, build: Callable[[], "PreTrainedModel"], tokenizer: "PreTrainedTokenizerFast") -> Path:
+def _save(folder: Path, build: Callable[[], "PreTrainedModel"], tokenizer: "PreTrainedTokenizerBase") -> Path:
     import torch
 
     with torch.random.fork_rng():

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES, tokenizer_class_from_name
 
+from lopside.architectures import ARCHITECTURES
 from lopside.errors import LopsideError
 from lopside.models import check_kind, copy_model, load_model, load_tokenizer, read_config, weight_files
 
@@ -101,6 +104,28 @@ def test_a_folder_without_tokenizer_is_refused(folder: Path) -> None:
     (folder / "tokenizer_config.json").unlink()
     with pytest.raises(LopsideError, match="model: there is no tokenizer"):
         load_tokenizer(folder)
+
+
+def test_a_tokenizer_that_wants_another_package_says_which(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sacremoses", None)  # not installed
+    config = {"model_type": "fsmt", "src_vocab_size": 9, "tgt_vocab_size": 9, "langs": ["en", "de"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "FSMTTokenizer"}))
+    for name in ("vocab-src.json", "vocab-tgt.json"):
+        (folder / name).write_text("{}")
+    with pytest.raises(LopsideError, match=r"model: its tokenizer cannot be loaded: .*install sacremoses"):
+        load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("model_type", [*ARCHITECTURES, "bert", "roberta", "bert-generation", "nllb", "mbart50"])
+def test_every_file_of_a_familys_tokenizer_is_copied(folder: Path, tmp_path: Path, model_type: str) -> None:
+    tokenizer: Any = tokenizer_class_from_name(TOKENIZER_MAPPING_NAMES.get(model_type) or "ByT5Tokenizer")
+    names = set(tokenizer.vocab_files_names.values())
+    for name in names:
+        (folder / name).touch()
+    (tmp_path / "target").mkdir()
+    copy_model(folder, tmp_path / "target")
+    assert names <= {path.name for path in (tmp_path / "target").iterdir()}
 
 
 def test_only_what_a_model_needs_is_copied(folder: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from lopside.architectures import StackSpec, spec_of
 from lopside.blocks import blocks_of, switched_off
 from lopside.errors import LopsideError
+from lopside.inputs import check_first_token
 from lopside.progress import progress
 from lopside.selection import Stack, unknown
 
@@ -82,6 +83,7 @@ def rank_layers(
         raise LopsideError(unknown("keep.measure", measure, MEASURES))
     if not documents:
         raise LopsideError("there is no calibration document: at least one is needed")
+    check_first_token(tokenizer, model.generation_config)
     spec: StackSpec = getattr(spec_of(model.config.to_dict()), stack)
     layers = range(len(blocks_of(model, spec)))
     total = _passes(len(layers), measure)

@@ -1,13 +1,18 @@
 """What a model is given of each pair: a prefix and the document, both sides cut at a number of tokens."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lopside.errors import LopsideError
 from lopside.known import PREFIXED_TYPES, known_dataset
 from lopside.models import read_config
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,29 @@ def choose_inputs(model: str | Path, dataset: str, prefix: str, source_tokens: i
         _length("data.max_source_tokens", source_tokens, known.source_tokens, source),
         _length("data.max_target_tokens", target_tokens, known.target_tokens, target and target - 1),
     )
+
+
+def check_first_token(tokenizer: PreTrainedTokenizerBase, settings: GenerationConfig) -> None:
+    """Raise LopsideError unless summaries are made to begin as references do.
+
+    A model of many languages is told the target language by the first token: where it learns, by its tokenizer, which
+    puts it before references (``tgt_lang``; without it NLLB's takes the source language); where it writes, by
+    ``forced_bos_token_id``. Nothing fails where only one of them is set, or they differ: figures would just be bad.
+    """
+    try:
+        first = tokenizer(text_target="a")["input_ids"][0]
+    except KeyError:  # M2M-100's tokenizer, where it has no target language
+        first = None
+    forced = settings.forced_bos_token_id
+    usual = (tokenizer.bos_token_id, tokenizer.cls_token_id, tokenizer.unk_token_id, settings.decoder_start_token_id)
+    language = first in tokenizer.all_special_ids and first not in usual
+    if first is None or (first != forced if forced is not None else language):
+        said = "no known token" if first is None else tokenizer.convert_ids_to_tokens(first)
+        made = "any" if forced is None else tokenizer.convert_ids_to_tokens(forced)
+        raise LopsideError(
+            f"model: its tokenizer begins references with {said}, and forced_bos_token_id of generation_config.json "
+            f"lets summaries begin with {made}: both must name the target language (README, 'Languages')"
+        )
 
 
 def _length(key: str, given: int, known: int, positions: int | None) -> int:

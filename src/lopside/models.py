@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,11 +26,12 @@ COMPANIONS = (
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
-    "vocab*",
+    "*vocab*",
     "merges.txt",
     "bpe.codes",
     "*.model",
     "*.spm",
+    "*.tokenizer",
 )
 
 WEIGHTS = "model.safetensors"
@@ -188,8 +190,10 @@ def load_tokenizer(folder: str | Path) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
+        with warnings.catch_warnings():  # Marian's wants a package for a normaliser that it then never calls
+            warnings.filterwarnings("ignore", "Recommended: pip install sacremoses")
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, ImportError) as error:
         raise LopsideError(f"{folder}: its tokenizer cannot be loaded: {_first_line(error)}") from error
 
 

@@ -29,7 +29,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from lopside.files import new_file, new_folder, sha256_of
 from lopside.generation import generate
-from lopside.inputs import Inputs
+from lopside.inputs import Inputs, check_first_token
 from lopside.machine import choose_dtype
 from lopside.models import load_model, load_tokenizer
 from lopside.params import TrainParams
@@ -71,6 +71,7 @@ def finetune(
     tokenizer = load_tokenizer(source)
     # The backward of sdpa's flash attention on a CPU takes several times as long as plain attention's.
     model = load_model(source, dtype=torch.float32, device=device, attention="eager" if device == "cpu" else "sdpa")
+    check_first_token(tokenizer, model.generation_config)
     model.train()
     validation = validation.iloc[: settings.evaluation_documents]
     steps = settings.max_steps or math.ceil(settings.epochs * math.ceil(len(train) / settings.batch_size))

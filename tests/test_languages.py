@@ -1,0 +1,153 @@
+"""Models of two languages: each side has its own tokenizer, and the target language goes along all the way."""
+
+import csv
+import dataclasses
+import json
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from transformers import GenerationConfig, Seq2SeqTrainer
+
+from lopside.errors import LopsideError
+from lopside.importance import rank_layers
+from lopside.inputs import Inputs, check_first_token
+from lopside.models import load_model, load_tokenizer, read_config
+from lopside.params import load_params
+from lopside.pruning import prune
+from lopside.training import finetune
+from tests.conftest import PARALLEL
+from tests.test_pipeline import ROOT, TINY, commit, metrics, new_project, run
+
+ENGLISH, GERMAN = (list(side) for side in zip(*PARALLEL, strict=True))
+PAIRS = pd.DataFrame({"document": ENGLISH[:8], "summary": GERMAN[:8]})
+LENGTHS = {"max_source_tokens": 60, "max_target_tokens": 60}
+
+
+def train(source: Path, target: Path) -> None:
+    """A step of fine-tuning."""
+    settings = dataclasses.replace(
+        load_params(ROOT / "params.yaml").train, dtype="float32", max_steps=1, batch_size=4, evaluation_documents=2
+    )
+    inputs = Inputs(prefix="", **LENGTHS)
+    finetune(source, target, target.with_suffix(".csv"), PAIRS, PAIRS, settings, inputs, seed=0, device="cpu")
+
+
+def rank(source: Path) -> None:
+    """Measure the decoder's layers."""
+    model, tokenizer = load_model(source), load_tokenizer(source)
+    rank_layers(model, tokenizer, ENGLISH[:8], GERMAN[:8], "decoder", measure="influence", **LENGTHS)
+
+
+def test_a_marian_model_and_parallel_lines_through_the_whole_pipeline(tmp_path: Path, tiny_marian: Path) -> None:
+    project = tmp_path / "project"
+    project.mkdir()
+    new_project(project, TINY | {"keep": {"strategy": "importance", "documents": 4}})
+    with (project / "lines.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("en", "de"), *PARALLEL])
+    shutil.copytree(tiny_marian, project / "marian")
+    shutil.copy(tiny_marian / "config.json", project / "models/docs-bart-mini")  # DVC wants it to be there
+    commit(project)
+    columns = ["-S", "data.columns.document=en", "-S", "data.columns.summary=de"]
+    places = ["-S", "dataset=./lines.csv", "-S", "model=./marian", "-S", "enc=3", "-S", "dec=1"]
+
+    run("dvc", "exp", "run", *places, *columns, folder=project)
+
+    assert metrics(project, "rouge")["documents"] > 0
+    pruned = project / "outputs/finetune/pruned"
+    config = read_config(pruned)
+    assert (config["encoder_layers"], config["decoder_layers"]) == (3, 1)
+    for name in ("source.spm", "target.spm", "vocab.json", "target_vocab.json"):
+        for folder in (project / "outputs/parent", pruned):
+            assert (folder / name).read_bytes() == (tiny_marian / name).read_bytes()
+    measured = json.loads((project / "outputs/prune/lopside.json").read_text())["importance"]
+    assert sorted(measured["decoder"]["alone"]) == list("012345")
+
+
+def test_training_and_importance_read_references_with_the_tokenizer_of_the_target(
+    tiny_marian: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, Any]] = []
+    real = Seq2SeqTrainer.train
+
+    def spy(self: Any, *args: Any, **kwargs: Any) -> Any:
+        seen.extend({"input_ids": row["input_ids"], "labels": row["labels"]} for row in self.train_dataset)
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(Seq2SeqTrainer, "train", spy)
+    train(tiny_marian, tmp_path / "model")
+    model, tokenizer = load_model(tiny_marian), load_tokenizer(tiny_marian)
+    model.register_forward_pre_hook(lambda _, __, given: seen.append(given), with_kwargs=True)
+    rank_layers(model, tokenizer, ENGLISH[:8], GERMAN[:8], "encoder", measure="influence", **LENGTHS)
+
+    vocabularies = [json.loads((tiny_marian / name).read_text()) for name in ("vocab.json", "target_vocab.json")]
+    english, german = ({code: piece for piece, code in vocabulary.items()} for vocabulary in vocabularies)
+
+    def text(codes: Any, pieces: dict[int, str]) -> str:
+        return "".join(pieces[code] for code in codes if code > 2).replace("▁", " ").strip()
+
+    assert [text(row["input_ids"], english) for row in seen[:8]] == ENGLISH[:8]
+    assert [text(row["labels"], german) for row in seen[:8]] == GERMAN[:8]
+    assert [text(row, english) for row in seen[8]["input_ids"].tolist()] == ENGLISH[:8]
+    assert [text(row, german) for row in seen[8]["labels"].tolist()] == GERMAN[:8]
+
+
+def test_the_target_language_goes_along(tiny_nllb: Path, tmp_path: Path) -> None:
+    rank(tiny_nllb)
+    prune(tiny_nllb, tmp_path / "pruned", range(6), [5])
+    train(tmp_path / "pruned", tmp_path / "trained")
+    tokenizer = load_tokenizer(tmp_path / "trained")
+    german = tokenizer.convert_tokens_to_ids("deu_Latn")
+    assert tokenizer(text_target=GERMAN[0])["input_ids"][0] == german
+    for folder in (tmp_path / "pruned", tmp_path / "trained"):
+        assert load_model(folder).generation_config.forced_bos_token_id == german
+
+
+def change(file: Path, **changes: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "message"),
+    [
+        ("tokenizer_config.json", {"tgt_lang": None}, "references with eng_Latn, .* begin with deu_Latn"),
+        ("generation_config.json", {"forced_bos_token_id": None}, "references with deu_Latn, .* begin with any"),
+        ("generation_config.json", {"forced_bos_token_id": 2}, "references with deu_Latn, .* begin with </s>"),
+    ],
+)
+def test_a_target_language_that_only_one_side_knows_is_refused(
+    tiny_nllb: Path, tmp_path: Path, file: str, changes: dict[str, Any], message: str
+) -> None:
+    folder = shutil.copytree(tiny_nllb, tmp_path / "nllb")
+    change(folder / file, **changes)
+    for use in (rank, lambda source: train(source, tmp_path / "trained")):
+        with pytest.raises(LopsideError, match=f"^model: its tokenizer begins {message}: both must name the target"):
+            use(folder)
+    assert not (tmp_path / "trained").exists()
+
+
+def test_a_tokenizer_without_any_target_language_is_refused() -> None:
+    class Tokenizer:
+        """As M2M-100's where tgt_lang is not set."""
+
+        all_special_ids = (0, 1, 2)
+        bos_token_id = cls_token_id = unk_token_id = None
+
+        def __call__(self, text_target: str) -> Any:
+            raise KeyError(None)
+
+    tokenizer: Any = Tokenizer()
+    with pytest.raises(LopsideError, match="begins references with no known token"):
+        check_first_token(tokenizer, GenerationConfig())
+
+
+@pytest.mark.parametrize("family", ["tiny_bart", "tiny_t5", "tiny_marian"])
+def test_models_of_one_language_need_no_first_token(family: str, request: pytest.FixtureRequest) -> None:
+    folder: Path = request.getfixturevalue(family)
+    settings = load_model(folder).generation_config
+    assert settings.forced_bos_token_id is None
+    with warnings.catch_warnings(action="error"):
+        check_first_token(load_tokenizer(folder), settings)
