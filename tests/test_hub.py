@@ -184,10 +184,12 @@ def model_of(folder: Path, **changes: bytes | None) -> dict[str, bytes]:
 
 
 DECODER_ONLY = json.dumps({"model_type": "gpt2"}).encode()
+SPEECH = json.dumps({"model_type": "whisper", "is_encoder_decoder": True}).encode()
 REFUSED: dict[str, tuple[dict[str, bytes | None], str]] = {
     "no config": ({"config__json": None}, "config.json is missing"),
     "config no JSON": ({"config__json": b"{"}, "config.json: cannot be read as JSON"),
     "decoder-only": ({"config__json": DECODER_ONLY}, "model_type 'gpt2' and not is_encoder_decoder"),
+    "another family": ({"config__json": SPEECH}, "model: google/.*model_type 'whisper', which is not supported"),
     "a pickle": (
         {"model__safetensors": None, "pytorch_model__bin": b"x"},
         "pytorch_model.bin: weights are read from safetensors files alone.*refs/pr.*save_pretrained",
@@ -210,6 +212,8 @@ def test_a_model_that_cannot_be_used_is_refused(server: Server, hub: Hub, tiny_t
 def test_what_the_hub_has_not_is_named(server: Server, hub: Hub, tiny_t5: Path) -> None:
     with pytest.raises(LopsideError, match=r"^model: me/nothing: 127.0.0.1 has no such model"):
         hub.fetch_model("me/nothing")
+    with pytest.raises(LopsideError, match=r"^dataset: me/nothing: 127.0.0.1 has no such dataset"):
+        make_tables("me/nothing", hub=hub)
     repository = server.repository("model", "me/mine")
     repository.commit(files_of(tiny_t5))
     with pytest.raises(LopsideError, match=r"^parent.revision: 'v9': me/mine has no such branch, tag or commit"):

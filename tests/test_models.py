@@ -42,6 +42,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "no config": (lambda f: (f / "config.json").unlink(), "config.json: is missing"),
     "config cut short": (lambda f: _cut(f / "config.json", 0.5), "config.json: cannot be read as JSON"),
     "config a list": (lambda f: (f / "config.json").write_text("[]"), "config.json: is not a JSON object"),
+    "generation settings cut short": (
+        lambda f: _cut(f / "generation_config.json", 0.5),
+        "generation_config.json: cannot be read as JSON",
+    ),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "model.safetensors: the model's weights are missing"),
     "weights a pickle": (_pickle, "pytorch_model.bin: weights are read from safetensors .*save_pretrained"),
     "weights cut in the header": (lambda f: _cut(f / "model.safetensors", 0.01), "model.safetensors: is not a whole"),
@@ -103,6 +107,13 @@ def test_a_folder_without_tokenizer_is_refused(folder: Path) -> None:
         load_tokenizer(folder)
     (folder / "tokenizer_config.json").unlink()
     with pytest.raises(LopsideError, match="model: there is no tokenizer"):
+        load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"added_tokens": [', "[]"])
+def test_a_broken_tokenizer_is_refused(folder: Path, content: str) -> None:
+    (folder / "tokenizer.json").write_text(content)
+    with pytest.raises(LopsideError, match=r"model: its tokenizer cannot be loaded: \S"):
         load_tokenizer(folder)
 
 

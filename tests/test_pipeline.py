@@ -275,6 +275,42 @@ def test_a_stage_whose_input_is_missing_names_it_and_writes_nothing(stage: str, 
     assert files_in(folder) == {"params.yaml"}
 
 
+# What the files of a model folder are changed to (None: removed), and what is said of it.
+BAD_MODELS: dict[str, tuple[dict[str, bytes | None], str]] = {
+    "decoder-only": ({"config.json": b'{"model_type": "gpt2"}'}, "model_type 'gpt2' and not is_encoder_decoder"),
+    "encoder-only": ({"config.json": b'{"model_type": "bert"}'}, "model_type 'bert' and not is_encoder_decoder"),
+    "another family": (
+        {"config.json": b'{"model_type": "whisper", "is_encoder_decoder": true}'},
+        "model_type 'whisper', which is not supported",
+    ),
+    "config no JSON": ({"config.json": b'{"model_type": '}, "mine/config.json: cannot be read as JSON"),
+    "weights cut short": (
+        {"model.safetensors": b"\x99" * 99},
+        "mine/model.safetensors: is not a whole safetensors file",
+    ),
+    "a pickle": (
+        {"model.safetensors": None, "pytorch_model.bin": b"x"},
+        "mine/pytorch_model.bin: weights are read from safetensors files alone",
+    ),
+}
+
+
+@pytest.mark.parametrize("stage", ["machine", "parent"])
+@pytest.mark.parametrize("case", BAD_MODELS)
+def test_a_model_that_cannot_be_used_is_said_at_once_and_nothing_is_written(
+    stage: str, case: str, folder: Path, tiny_bart: Path
+) -> None:
+    changes, said = BAD_MODELS[case]
+    shutil.copytree(tiny_bart, folder / "mine")
+    for name, content in changes.items():
+        (folder / "mine" / name).unlink() if content is None else (folder / "mine" / name).write_bytes(content)
+    params = (folder / "params.yaml").read_text().replace("model: docs-bart-mini", "model: ./mine")
+    (folder / "params.yaml").write_text(params)
+    before = files_in(folder)
+    assert_refused(invoke(stage), said)
+    assert files_in(folder) == before
+
+
 @pytest.mark.parametrize("stage", ["finetune", "generate", "score"])
 def test_an_empty_split_is_named(stage: str, folder: Path) -> None:
     write_splits(folder, train=0, validation=0, test=0)

@@ -70,7 +70,8 @@ def test_the_same_pairs_come_from_every_kind_of_file(tmp_path: Path, capsys: pyt
     )
     said = capsys.readouterr().out
     assert "columns: document from document, summary from summary\n" in said
-    assert "validation and test: split off by a hash of each document, 10% each" in said
+    assert "\nvalidation and test: split off by a hash of each document, 10% each\n" in said
+    assert provenance(tmp_path)["split_off"] == ["validation", "test"]
     assert read[0]["test"]["id"].str.fullmatch("[0-9a-f]{16}").all()
 
 
@@ -260,12 +261,13 @@ def test_an_id_that_occurs_twice_is_named_with_both_places(tmp_path: Path) -> No
 def test_bad_fields_of_a_csv_are_named_by_line(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     good = "".join(f'"The river, {number}.",River.\n' for number in range(50))
-    path.write_bytes(b'document,summary\n"two\nlines",x\nonly one\n\xff,x\n' + good.encode())
+    path.write_bytes(b'document,summary\n"two\nlines",x\nonly one\n\xff,x\na\0b,x\n' + good.encode())
     with pytest.raises(LopsideError, match=r"^a.csv, line 4: has 1 fields, the header has 2"):
         make(tmp_path, path)
     parts = make(tmp_path, path, skip_bad=True)
     assert sum(map(len, parts.values())) == 51
     assert provenance(tmp_path)["skipped_because"][1].startswith("a.csv, line 5: document is not UTF-8")
+    assert provenance(tmp_path)["skipped_because"][2].startswith("a.csv, line 6: document has a NUL character")
 
 
 def test_bad_values_of_parquet_are_named_by_row(tmp_path: Path) -> None:
@@ -296,7 +298,21 @@ BAD_FILES: dict[str, tuple[str, bytes, str]] = {
     "0 bytes": ("a.jsonl", b"", "a.jsonl: is empty"),
     "0 bytes of Parquet": ("a.parquet", b"", "a.parquet: is empty"),
     "no row": ("a.csv", b"document,summary\n", "a.csv: has no row"),
-    "blank lines": ("a.jsonl", b"\n\n", "a.jsonl has no column"),
+    "blank lines": ("a.jsonl", b"\n\n", "a.jsonl: has no row"),
+    "0 bytes of CSV": ("a.csv", b"", "a.csv: is empty"),
+    "0 bytes packed": ("a.jsonl.gz", gzip.compress(b""), "a.jsonl.gz: has no row"),
+    "one column": (
+        "a.jsonl",
+        b'{"document": "x"}\n',
+        "data.columns.summary: it is not clear .* columns document. Name",
+    ),
+    "semicolons": ("a.csv", b"document;summary\na;b\n", "has the columns document;summary, parted by commas. Name"),
+    "UTF-16": ("a.csv", "document,summary\na,b\n".encode("utf-16"), "a.csv, line 1: the header is not UTF-8 text"),
+    "one list": (
+        "a.json",
+        b'[{"document": "a", "summary": "b"}]',
+        "a.json, line 1: is not a JSON object; one is needed",
+    ),
     "a quote never closed": (
         "a.csv",
         b'document,summary\na,b\n"c,d\ne,f\n',

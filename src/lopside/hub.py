@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from lopside.architectures import layer_counts
 from lopside.errors import LopsideError
 from lopside.known import HUB_MODELS, locate
-from lopside.models import BUILT_IN, COMPANIONS, INDEX, OTHER_WEIGHTS, WEIGHTS, check_kind, check_model
+from lopside.models import BUILT_IN, COMPANIONS, INDEX, OTHER_WEIGHTS, WEIGHTS, check_kind, check_model, read_config
 
 CONFIG = "config.json"
 SHARDS = "model-*-of-*.safetensors"
@@ -48,7 +49,7 @@ class Hub:
     def fetch_model(self, hub_id: str, revision: str = "") -> Fetched:
         """Config, safetensors, generation settings and tokenizer of a model; ``revision`` empty: main.
 
-        Raises LopsideError before any weights come where the model has none in safetensors or is no encoder-decoder.
+        Raises LopsideError before any weights come where the model has none in safetensors or cannot be pruned.
         """
         with _explained("model", "parent.revision", hub_id, revision, self._host()):
             commit, names = self._look_up("model", hub_id, revision)
@@ -59,7 +60,7 @@ class Hub:
             if weights[0] not in names:
                 raise LopsideError(f"{where}: {_no_weights(names)}")
             folder = self._download("model", hub_id, commit, [CONFIG])
-            check_kind(folder, where)
+            _check_family(folder, where)
             companions = [name for name in names if any(fnmatch(name, each) for each in COMPANIONS) and "/" not in name]
             chosen = [CONFIG, *weights, *companions]
             return Fetched(self._download("model", hub_id, commit, chosen), tuple(sorted(set(chosen))), commit)
@@ -128,7 +129,7 @@ def find_model(name: str, revision: str = "", hub: Hub | None = None) -> tuple[P
         the ``commit`` it stood at.
 
     Raises:
-        LopsideError: there is none, it is broken, or it is no encoder-decoder.
+        LopsideError: there is none, it is broken, no encoder-decoder, or of a family that is not supported.
     """
     origin: dict[str, Any] = {"model": name}
     kind = locate("model", name, [*BUILT_IN, *HUB_MODELS])
@@ -141,9 +142,18 @@ def find_model(name: str, revision: str = "", hub: Hub | None = None) -> tuple[P
         folder = BUILT_IN.get(name) or Path(name).expanduser()
         if revision:
             raise LopsideError(f"parent.revision: {revision!r} is refused; {name} is not on a hub. Allowed: empty")
-    check_kind(folder)
+    _check_family(folder, f"model: {name}")
     check_model(folder)
     return folder, origin
+
+
+def _check_family(folder: Path, where: str) -> None:
+    """Raise LopsideError where config.json is not that of a model that can be pruned."""
+    check_kind(folder, where)
+    try:
+        layer_counts(read_config(folder))
+    except LopsideError as error:
+        raise LopsideError(f"{where}: {error}") from None
 
 
 def _no_weights(names: Sequence[str]) -> str:

@@ -71,8 +71,13 @@ def weight_files(folder: str | Path) -> list[Path]:
 
 
 def check_model(folder: str | Path) -> None:
-    """Raise LopsideError where config or weights are missing or broken; reads no weights, so it takes no time."""
+    """Raise LopsideError where config or weights are missing, or a file of the model is broken.
+
+    Reads no weights, so it takes no time.
+    """
     read_config(folder)
+    if (Path(folder) / GENERATION_CONFIG).exists():  # transformers would pass over a broken one, and make one up
+        _read_object(Path(folder) / GENERATION_CONFIG)
     weight_files(folder)
 
 
@@ -193,7 +198,7 @@ def load_tokenizer(folder: str | Path) -> "PreTrainedTokenizerBase":
         with warnings.catch_warnings():  # Marian's wants a package for a normaliser that it then never calls
             warnings.filterwarnings("ignore", "Recommended: pip install sacremoses")
             return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # transformers says in many ways that a file is not what it should be
         raise LopsideError(f"{folder}: its tokenizer cannot be loaded: {_first_line(error)}") from error
 
 

@@ -200,7 +200,7 @@ def _write(
     print("columns: " + ", ".join(f"{role} from {column}" for role, column in roles.items()), flush=True)
     tally = Tally()
     parts = {split: read_pairs(part, roles, skip_bad, tally) for split, part in files.items()}
-    made = [split for split in SPLITS if split not in parts]
+    made = [split for split in ("validation", "test") if split not in parts]
     if made:
         print(f"{' and '.join(made)}: split off by a hash of each document, {HELD_OUT:.0%} each", flush=True)
         parts = _split_off(parts, made)
@@ -258,6 +258,8 @@ def choose_columns(file: File, given: ColumnParams | None, known: Known) -> dict
     """
     present = columns_of(file)
     listed = f"{file.name} has the columns {', '.join(present)}" if present else f"{file.name} has no column"
+    if len(present) == 1 and _kind(file) == "csv":
+        listed += ", parted by commas"
     roles: dict[str, str] = {}
     for role in ROLES:
         named = getattr(given, role) if given else ""
@@ -312,7 +314,7 @@ def read_pairs(files: Sequence[File], roles: Mapping[str, str], skip_bad: bool, 
             pairs.summary.append(texts["summary"])
             pairs.source.append(place)
         if not rows:
-            raise LopsideError(f"{file.name}: has no row; at least one is needed")
+            raise LopsideError(_no_row(file))
     return pairs
 
 
@@ -389,8 +391,11 @@ def columns_of(file: File) -> list[str]:
             return [str(name) for name in _parquet(file).schema_arrow.names]
     if _kind(file) == "csv":
         return _header(file)
-    first = (row for _, row in islice(read_rows(file, ()), 100) if isinstance(row, Mapping))
-    return list(dict.fromkeys(str(key) for row in first for key in row))
+    first = list(islice(read_rows(file, ()), 100))
+    objects = [row for _, row in first if isinstance(row, Mapping)]
+    if not objects:
+        raise LopsideError(f"{file.name}, line {first[0][0]}: {first[0][1]}" if first else _no_row(file))
+    return list(dict.fromkeys(str(key) for row in objects for key in row))
 
 
 def read_rows(file: File, columns: Sequence[str]) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
@@ -457,6 +462,10 @@ def _header(file: File) -> list[str]:
     with _readable(file), _open(file) as stream:
         csv.field_size_limit(2**31 - 1)
         header = next(csv.reader(_csv_lines(file, stream), strict=True), [])
+    if not header:
+        raise LopsideError(_no_row(file))
+    if not "".join(header).isprintable():  # nor are the lone surrogates that other bytes have become
+        raise LopsideError(f"{file.name}, line 1: the header is not UTF-8 text")
     doubled = [name for name, count in Counter(header).items() if count > 1]
     if doubled:
         raise LopsideError(f"{file.name}: its header has the column {doubled[0]} twice")
@@ -517,6 +526,10 @@ def _values(column: Any) -> list[Any]:
         return [None if value is None else value.decode("utf-8", "surrogateescape") for value in raw]
     values: list[Any] = column.to_pylist()
     return values
+
+
+def _no_row(file: File) -> str:
+    return f"{file.name}: has no row; at least one is needed"
 
 
 def _some(names: Sequence[str]) -> str:
