@@ -134,8 +134,9 @@ def test_a_model_and_a_data_set_of_a_hub(tmp_path: Path, server: Server, monkeyp
     assert json.loads((project / "data/splits/provenance.json").read_text()) == provenance
 
 
-def test_the_readme_sets_known_keys_and_has_the_papers_setting() -> None:
-    settings = re.findall(r"-S ([\w.]+)=(\S*)", (ROOT / "README.md").read_text())
+def test_the_docs_set_known_keys_and_have_the_papers_setting() -> None:
+    texts = [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("recipes/*.sh")]
+    settings = [each for text in texts for each in re.findall(r"-S ([a-z_.]+)=(\S*)", text.read_text())]
     assert {key for key, _ in settings} <= set(leaf_keys())
     paper = {"keep.strategy": "published", "parent.train": "true", "train.batch_size": "64", "train.epochs": "3"}
     paper |= {"model": "flan-t5-small", "dataset": "cnn_dailymail", "train.learning_rate": "1e-4"}

@@ -311,7 +311,7 @@ def test_a_model_that_cannot_be_used_is_said_at_once_and_nothing_is_written(
     assert files_in(folder) == before
 
 
-@pytest.mark.parametrize("stage", ["finetune", "generate", "score"])
+@pytest.mark.parametrize("stage", ["finetune", "generate", "score", "time"])
 def test_an_empty_split_is_named(stage: str, folder: Path) -> None:
     write_splits(folder, train=0, validation=0, test=0)
     before = files_in(folder)
