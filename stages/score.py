@@ -50,7 +50,7 @@ def main(params: Params) -> None:
     _write_plot(evaluation)
     write_json(METRICS, evaluation.metrics | {"signature": signature})
     for system, figures in evaluation.metrics.items():
-        if isinstance(figures, dict):
+        if isinstance(figures, dict) and figures["rouge2_low"] is not None:  # nothing is retained of 0
             print(f"{system}: ROUGE-2 {figures['rouge2']} [{figures['rouge2_low']}, {figures['rouge2_high']}]")
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lopside.models import without_bars
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -219,11 +221,8 @@ def build(family: Family) -> "PreTrainedModel":
 
 def save(model: "PreTrainedModel", folder: Path) -> None:
     """``save_pretrained`` without a progress bar."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    model.save_pretrained(folder)
-    logging.enable_progress_bar()
+    with without_bars():
+        model.save_pretrained(folder)
 
 
 def randomise(model: "PreTrainedModel") -> None:

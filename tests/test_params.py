@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from dvc.utils.hydra import apply_overrides
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -54,6 +55,13 @@ def faults_of(load: Callable[..., Params], edits: dict[str, object]) -> list[str
     head, *lines = str(caught.value).splitlines()
     assert head.endswith("params.yaml: 1 fault" if len(lines) == 1 else f"params.yaml: {len(lines)} faults")
     return [line.strip() for line in lines]
+
+
+def test_an_experiment_changes_no_line_of_the_shipped_file_but_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(SHIPPED)
+    apply_overrides(path, ["dec=1"])  # what `dvc exp run -S dec=1` does
+    assert path.read_text() == SHIPPED.replace("dec: 3 ", "dec: 1 ")
 
 
 def test_shipped_file_is_valid() -> None:

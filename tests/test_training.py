@@ -87,8 +87,11 @@ def test_equal_runs_give_equal_bytes_and_other_seeds_do_not(tiny_bart: Path, tra
     assert (other / "model.safetensors").read_bytes() != (trained / "model.safetensors").read_bytes()
 
 
-def test_without_max_steps_whole_epochs_are_trained(tiny_bart: Path, tmp_path: Path) -> None:
+def test_without_max_steps_whole_epochs_are_trained(
+    tiny_bart: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     run(tiny_bart, tmp_path, max_steps=0, epochs=2.0, evaluations=1)
+    assert "Writing model shards" not in capfd.readouterr().err  # no bar in a log
     assert pd.read_csv(tmp_path / "curve.csv").step.max() == 6  # two epochs of ceil(10 / 4) steps
 
 

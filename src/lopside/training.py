@@ -31,7 +31,7 @@ from lopside.files import new_file, new_folder, sha256_of
 from lopside.generation import generate
 from lopside.inputs import Inputs, check_first_token
 from lopside.machine import choose_dtype
-from lopside.models import load_model, load_tokenizer
+from lopside.models import load_model, load_tokenizer, without_bars
 from lopside.params import TrainParams
 from lopside.rouge import score
 
@@ -135,11 +135,12 @@ def finetune(
         data_collator=DataCollatorForSeq2Seq(tokenizer, model=model, label_pad_token_id=IGNORED),
         processing_class=tokenizer,
     )
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(checkpoints)) if checkpoints.exists() else None)
+    with without_bars():
+        trainer.train(resume_from_checkpoint=get_last_checkpoint(str(checkpoints)) if checkpoints.exists() else None)
     if not any("eval_loss" in entry and entry["step"] == steps for entry in trainer.state.log_history):
         trainer.evaluate()
     _write_curve(curve, trainer.state.log_history)
-    with new_folder(target) as folder:
+    with new_folder(target) as folder, without_bars():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         if (source / "lopside.json").exists():
