@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from transformers import AutoConfig, BartForConditionalGeneration, GenerationConfig
 
 from lopside.errors import LopsideError
-from lopside.generation import Generated, count_tokens, generate
+from lopside.generation import Generated, chosen_tokens, generate
 from lopside.models import load_model, load_tokenizer
 from stages.generate import main
 
@@ -144,7 +144,7 @@ def test_banned_and_forced_tokens_stay(bart: tuple[Any, Any]) -> None:
 def test_count_of_tokens(row: list[int], tokens: int) -> None:
     special = {"eos_token_id": [3, 4], "pad_token_id": 1, "forced_bos_token_id": 5}
     settings = GenerationConfig(**special)
-    assert count_tokens(row, settings) == tokens
+    assert chosen_tokens(row, settings) == tokens
 
 
 def test_cut_at_the_limit(bart: tuple[Any, Any]) -> None:
@@ -213,7 +213,7 @@ def test_stage(project: Path, bart: tuple[Any, Any]) -> None:
     expected = generate(*bart, DOCUMENTS, **LIMITS)
     assert table["summary"].tolist() == [each.summary for each in expected]
     assert table["tokens"].tolist() == [each.tokens for each in expected]
-    settings = {"prefix": '""', "source_tokens": 24, "new_tokens": 9, "beams": 1, "dtype": "float32"}
+    settings = {"prefix": '""', "source_tokens": 24, "new_tokens": 9, "beams": 1, "engine": "transformers float32"}
     assert table.attrs["generation"] == settings
     assert "pruned: 6 documents in float32 on cpu, 16.7% of them cut at 24 tokens" in result.output
     first = Path("outputs/generate/pruned.parquet").read_bytes()
