@@ -45,7 +45,7 @@ def model_of(model_type: str, folder: Path) -> Path:
     model = build(replace(family, settings=settings))
     if model_type == "marian":
         with torch.no_grad():
-            model.get_input_embeddings().weight[last] = 0  # so in real ones, and so does CTranslate2 start
+            model.get_parameter("model.shared.weight")[last] = 0  # so in real ones, and so does CTranslate2 start
     save(model, folder)
     tokenizer.save_pretrained(folder)
     if family.untied:

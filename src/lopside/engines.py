@@ -10,6 +10,7 @@ import importlib.util
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +58,7 @@ def check(engine: str, dtype: str, family: str) -> None:
         raise LopsideError(f"dtype: {dtype} is refused; engine {engine} computes in {' | '.join(DTYPES[engine])}")
     if engine == "ctranslate2":
         if importlib.util.find_spec("ctranslate2") is None:
-            raise LopsideError("engine: ctranslate2 is not installed; `pip install ctranslate2` brings it")
+            raise LopsideError("engine: ctranslate2 is not installed; `pip install -e .[ctranslate2]` brings it")
         if family not in CTRANSLATE2_FAMILIES:
             takes = ", ".join(CTRANSLATE2_FAMILIES)
             raise LopsideError(f"engine: ctranslate2 is refused for the model type {family!r}; it takes {takes}")
@@ -72,11 +73,29 @@ def load_engine(model: Path, exported: Path, device: str, threads: int = 0) -> E
         device: ``cpu`` or ``cuda``.
         threads: CPU threads; 0: one a physical core.
     """
+    if not (exported / RECORD).is_file():
+        raise LopsideError(f"{exported / RECORD}: no such file; `dvc repro export` makes it")
     record = json.loads((exported / RECORD).read_text(encoding="utf-8"))
     threads = set_threads(threads)
     if record["engine"] == "ctranslate2":
         return CTranslate2(exported, load_tokenizer(exported), record["dtype"], device, threads)
     return _transformers(model, choose_dtype(record["dtype"], device), device)
+
+
+def open_engine(model: Path, engine: str, dtype: str, device: str) -> tuple[Engine, PreTrainedTokenizerBase]:
+    """An engine and the tokenizer for a model folder, or for a folder that `export` wrote for CTranslate2.
+
+    Raises LopsideError as `export` does, and where the folder was exported for something else.
+    """
+    if (model / RECORD).exists():
+        record = json.loads((model / RECORD).read_text(encoding="utf-8"))
+        if record != {"engine": engine, "dtype": dtype}:
+            made = " in ".join(record.values())
+            raise LopsideError(f"{model}: was exported for {made}, which --engine and --dtype must name")
+        return load_engine(model, model, device), load_tokenizer(model)
+    with TemporaryDirectory() as folder:
+        export(model, Path(folder) / "exported", engine, dtype)
+        return load_engine(model, Path(folder) / "exported", device), load_tokenizer(model)
 
 
 def baseline(model: Path, device: str) -> Engine:
@@ -100,6 +119,7 @@ class CTranslate2:
         self.name = f"ctranslate2 {dtype}"
         self.config = SimpleNamespace(**read_config(folder))
         self.tokenizer, self.special = tokenizer, _special(folder)
+        self.given = int(self.special.forced_bos_token_id is not None)
         self.translator = ctranslate2.Translator(
             str(folder / FILES),
             device=device,
@@ -110,13 +130,12 @@ class CTranslate2:
 
     def answer(self, sources: Sequence[Sequence[int]], max_new_tokens: int, num_beams: int) -> list[list[int]]:
         rows = self.translate(sources, num_beams, max_decoding_length=max_new_tokens)
-        longest = max_new_tokens - (self.special.forced_bos_token_id is not None)
         end = self.special.forced_eos_token_id
         # transformers makes an end token of what the limit cuts.
-        return rows if end is None else [[*row[:-1], end] if len(row) == longest else row for row in rows]
+        return rows if end is None else [[*row[:-1], end] if len(row) == max_new_tokens else row for row in rows]
 
     def translate(self, sources: Sequence[Sequence[int]], num_beams: int = 1, **limits: int) -> list[list[int]]:
-        """The tokens that it chooses for each source, the end token included; ``limits`` are translate_batch's."""
+        """The tokens that come out for each source, the end token included; ``limits`` are translate_batch's."""
         ends = self.special.eos_token_id if isinstance(self.special.eos_token_id, list) else [self.special.eos_token_id]
         first = self.special.forced_bos_token_id
         results = self.translator.translate_batch(
@@ -129,11 +148,10 @@ class CTranslate2:
             max_input_length=0,
             **limits,
         )
-        rows = [self.tokenizer.convert_tokens_to_ids(result.hypotheses[0]) for result in results]
-        return rows if first is None else [row[1:] for row in rows]
+        return [self.tokenizer.convert_tokens_to_ids(result.hypotheses[0]) for result in results]  # type: ignore[misc]
 
     def _texts(self, ids: Sequence[int]) -> list[str]:
-        texts: list[str] = self.tokenizer.convert_ids_to_tokens(list(ids))
+        texts: Any = self.tokenizer.convert_ids_to_tokens(list(ids))
         return texts
 
 

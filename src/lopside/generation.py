@@ -39,7 +39,7 @@ class Generated:
     summary: str
     """Decoded without special tokens, white space at both ends removed; may be empty."""
     tokens: int
-    """Tokens that the model chose, up to and including the end token; see `chosen_tokens`."""
+    """Tokens that the model chose, up to and including the end token; a forced first one is not counted."""
     cut: bool
     """Whether the document was longer than ``max_source_tokens``."""
 
@@ -51,9 +51,11 @@ class Engine(Protocol):
     """Engine and precision, for people and for a signature."""
     config: Any
     """The model's configuration, as transformers has it."""
+    given: int
+    """Tokens at the start of each answer that were forced, not chosen (BART's ``forced_bos_token_id``): 0 or 1."""
 
     def answer(self, sources: Sequence[Sequence[int]], max_new_tokens: int, num_beams: int) -> list[list[int]]:
-        """What the model writes for each source of a batch: see `chosen_tokens`.
+        """What comes out for each source of a batch: see `written_tokens`.
 
         Greedy (``num_beams`` 1) or beam search without sampling; no stored setting but SPECIAL has a say.
         """
@@ -68,6 +70,7 @@ class Transformers:
 
     def __init__(self, model: PreTrainedModel, pad: int) -> None:
         self.model, self.pad, self.config = model, pad, model.config
+        self.given = int(model.generation_config.forced_bos_token_id is not None)
         self.name = f"transformers {str(model.dtype).removeprefix('torch.')}"
 
     def answer(self, sources: Sequence[Sequence[int]], max_new_tokens: int, num_beams: int) -> list[list[int]]:
@@ -82,7 +85,7 @@ class Transformers:
                 attention_mask=torch.tensor(mask, device=self.model.device),
                 generation_config=settings,
             )
-            return [chosen_tokens(row, settings) for row in rows.tolist()]
+            return [written_tokens(row, settings) for row in rows.tolist()]
 
 
 def generate(
@@ -134,23 +137,22 @@ def summarise(
         rows = engine.answer([sources[index] for index in batch], max_new_tokens, num_beams)
         summaries = tokenizer.batch_decode(rows, skip_special_tokens=True)
         for index, row, summary in zip(batch, rows, summaries, strict=True):
-            generated[index] = Generated(summary.strip(), len(row), cut[index])
+            generated[index] = Generated(summary.strip(), len(row) - engine.given, cut[index])
     return [generated[index] for index in range(len(documents))]
 
 
-def chosen_tokens(row: Sequence[int], settings: GenerationConfig) -> list[int]:
-    """The tokens that the model chose in ``row``, one sequence as `model.generate` returns it.
+def written_tokens(row: Sequence[int], settings: GenerationConfig) -> list[int]:
+    """What was written in ``row``, one sequence as `model.generate` returns it.
 
-    From behind the start token, and behind the forced first token where the model has one (both were given, not
-    chosen), up to and including the first end token; without an end token, up to the padding. The end token counts
-    also where the length limit forced it (BART's ``forced_eos_token_id``).
+    From behind the start token up to and including the first end token that was not forced to be first; without an end
+    token, up to the padding. The end token counts also where the length limit forced it (BART's
+    ``forced_eos_token_id``).
     """
     tokens = list(row[1:])
-    if settings.forced_bos_token_id is not None and tokens[:1] == [settings.forced_bos_token_id]:
-        tokens = tokens[1:]
+    forced = settings.forced_bos_token_id is not None and tokens[:1] == [settings.forced_bos_token_id]
     ends = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
     for place, token in enumerate(tokens):
-        if token in ends:
+        if token in ends and not (forced and place == 0):
             return tokens[: place + 1]
     while tokens and tokens[-1] == settings.pad_token_id:
         tokens.pop()

@@ -33,6 +33,7 @@ UNITS = ("sixths", "layers")
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "float32", "bfloat16")
 ENGINES = {"transformers": DTYPES, "ctranslate2": ("float32", "int8")}
+ENGINE_DTYPES = tuple(dict.fromkeys(itertools.chain(*ENGINES.values())))
 SCHEDULERS = ("linear", "constant", "constant_with_warmup", "cosine")
 
 # No name but a place: owner/name on the hub, or a path here. The slash tells it from a name with a typing error.
@@ -231,7 +232,7 @@ class Params:
         str,
         Rule(
             "the engine's precision; auto: what this machine does fast",
-            one_of=tuple(dict.fromkeys(sum(ENGINES.values(), ()))),
+            one_of=ENGINE_DTYPES,
         ),
     ]
     model: Annotated[str, MODEL]
