@@ -9,17 +9,18 @@ import pandas as pd
 from lopside.cli import stage
 from lopside.files import new_file
 from lopside.inputs import choose_inputs
-from lopside.machine import choose_device, choose_dtype, keep_memory
+from lopside.machine import choose_device, keep_memory
 from lopside.params import Params
 from lopside.splits import read_split
 
 MODELS = Path("outputs/finetune")
+EXPORTED = Path("outputs/export")
 SUMMARIES = Path("outputs/generate")
 
 
 @stage(click.argument("side", type=click.Choice(["dense", "pruned"])))
 def main(params: Params, side: str) -> None:
-    """Summarise the test documents with the model of one SIDE."""
+    """Summarise the test documents with one SIDE: pruned by the engine asked for, dense by transformers in float32."""
     test = read_split("test")
     inputs = choose_inputs(
         MODELS / side,
@@ -30,16 +31,16 @@ def main(params: Params, side: str) -> None:
     )
     new_tokens = params.generate.max_new_tokens or inputs.max_target_tokens
     keep_memory()
-    import torch
-
-    from lopside.generation import generate
-    from lopside.models import load_model, load_tokenizer
-
     device = choose_device(params.device)
-    dtype = choose_dtype(params.generate.dtype, device)
-    generated = generate(
-        load_model(MODELS / side, dtype=getattr(torch, dtype), device=device),
-        load_tokenizer(MODELS / side),
+    from lopside.engines import baseline, load_engine
+    from lopside.generation import summarise
+    from lopside.models import load_tokenizer
+
+    model = MODELS / side
+    engine = baseline(model, device) if side == "dense" else load_engine(model, EXPORTED / side, device)
+    generated = summarise(
+        engine,
+        load_tokenizer(model),
         inputs.sources(test["document"]),
         max_source_tokens=inputs.max_source_tokens,
         max_new_tokens=new_tokens,
@@ -60,14 +61,14 @@ def main(params: Params, side: str) -> None:
         "source_tokens": inputs.max_source_tokens,
         "new_tokens": new_tokens,
         "beams": params.generate.num_beams,
-        "dtype": dtype,
+        "engine": engine.name,
     }
     with new_file(SUMMARIES / f"{side}.parquet") as path:
         table.to_parquet(path, index=False)
     cut = sum(each.cut for each in generated) / len(generated)
     empty = sum(not each.summary for each in generated)
     print(
-        f"{side}: {len(generated)} documents in {dtype} on {device}, {cut:.1%} of them cut at "
+        f"{side}: {len(generated)} documents by {engine.name} on {device}, {cut:.1%} of them cut at "
         f"{inputs.max_source_tokens} tokens; {empty} summaries empty"
     )
 

@@ -74,14 +74,16 @@ def _read_generated(path: Path, ids: pd.Series) -> pd.DataFrame:
 
 
 def _settings(generated: dict[str, pd.DataFrame]) -> dict[str, object]:
-    """The settings both sides were generated with, as the generate stage left them with its table."""
-    dense, pruned = (generated[side].attrs.get("generation", {}) for side in SIDES)
+    """The settings the summaries were generated with, as the generate stage left them; only engines may differ."""
+    settings = [dict(generated[side].attrs.get("generation", {})) for side in SIDES]
+    engines = dict.fromkeys(each.pop("engine", "unknown") for each in settings)
+    dense, pruned = settings
     if dense != pruned:
         raise LopsideError(
             f"{SUMMARIES}: dense was generated with {dense}, pruned with {pruned}: they cannot be compared; "
             "`dvc repro generate` makes both anew"
         )
-    return dict(dense)
+    return {**dense, "engine": "/".join(engines)}
 
 
 def _digest(documents: Iterable[str], references: Iterable[str]) -> str:

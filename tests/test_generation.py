@@ -7,8 +7,9 @@ import torch
 from click.testing import CliRunner
 from transformers import AutoConfig, BartForConditionalGeneration, GenerationConfig
 
+from lopside.engines import export
 from lopside.errors import LopsideError
-from lopside.generation import Generated, count_tokens, generate
+from lopside.generation import Generated, generate, written_tokens
 from lopside.models import load_model, load_tokenizer
 from stages.generate import main
 
@@ -128,23 +129,22 @@ def test_banned_and_forced_tokens_stay(bart: tuple[Any, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("row", "tokens"),
+    ("row", "written"),
     [
-        ([2, 7, 8, 3], 3),
-        ([2, 7, 8, 3, 1, 1], 3),
-        ([2, 7, 8, 3, 9, 3], 3),  # the first end
-        ([2, 7, 8, 9], 3),  # no end: cut at the limit
-        ([2, 7, 8, 1, 1], 2),
-        ([2, 3, 1, 1], 1),  # nothing but the end
-        ([2, 5, 7, 3], 2),  # behind the forced token
-        ([2, 7, 5, 4], 3),  # the second of two ends; not forced there
-        ([3, 7, 3], 2),  # started with an end token, as BART
+        ([2, 7, 8, 3], [7, 8, 3]),
+        ([2, 7, 8, 3, 1, 1], [7, 8, 3]),
+        ([2, 7, 8, 3, 9, 3], [7, 8, 3]),  # the first end
+        ([2, 7, 8, 9], [7, 8, 9]),  # no end: cut at the limit
+        ([2, 7, 8, 1, 1], [7, 8]),
+        ([2, 3, 1, 1], [3]),  # nothing but the end
+        ([2, 4, 7, 3], [4, 7, 3]),  # an end token that was forced to be first
+        ([2, 7, 4, 3], [7, 4]),  # the second of two ends; not forced there
+        ([3, 7, 3], [7, 3]),  # started with an end token, as BART
     ],
 )
-def test_count_of_tokens(row: list[int], tokens: int) -> None:
-    special = {"eos_token_id": [3, 4], "pad_token_id": 1, "forced_bos_token_id": 5}
-    settings = GenerationConfig(**special)
-    assert count_tokens(row, settings) == tokens
+def test_what_was_written(row: list[int], written: list[int]) -> None:
+    settings = GenerationConfig(eos_token_id=[3, 4], pad_token_id=1, forced_bos_token_id=4)
+    assert written_tokens(row, settings) == written
 
 
 def test_cut_at_the_limit(bart: tuple[Any, Any]) -> None:
@@ -180,7 +180,7 @@ def test_limits_at_the_positions(bart: tuple[Any, Any]) -> None:
 
 @pytest.fixture
 def project(tmp_path: Path, bart: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder in which the finetune stage has run."""
+    """A folder in which the stages finetune and export have run."""
     monkeypatch.chdir(tmp_path)
     # For good, in this process: not what a test should leave behind.
     monkeypatch.setattr("stages.generate.keep_memory", lambda: None)
@@ -195,6 +195,7 @@ def project(tmp_path: Path, bart: tuple[Any, Any], monkeypatch: pytest.MonkeyPat
     model, tokenizer = bart
     for part in (model, tokenizer):
         part.save_pretrained(tmp_path / "outputs/finetune/pruned")
+    export(tmp_path / "outputs/finetune/pruned", tmp_path / "outputs/export/pruned", "transformers", "float32")
     return tmp_path
 
 
@@ -204,7 +205,7 @@ def test_stage(project: Path, bart: tuple[Any, Any]) -> None:
     for key, value in (("max_source_tokens", 24), ("max_new_tokens", 9)):
         lines = [f"  {key}: {value}" if line.strip().startswith(f"{key}:") else line for line in text.splitlines()]
         text = "\n".join(lines)
-    params.write_text(text.replace("dtype: auto", "dtype: float32"))
+    params.write_text(text)
     result = CliRunner().invoke(main, ["pruned"])
     assert result.exit_code == 0, result.output
     table = pd.read_parquet("outputs/generate/pruned.parquet")
@@ -213,9 +214,9 @@ def test_stage(project: Path, bart: tuple[Any, Any]) -> None:
     expected = generate(*bart, DOCUMENTS, **LIMITS)
     assert table["summary"].tolist() == [each.summary for each in expected]
     assert table["tokens"].tolist() == [each.tokens for each in expected]
-    settings = {"prefix": '""', "source_tokens": 24, "new_tokens": 9, "beams": 1, "dtype": "float32"}
+    settings = {"prefix": '""', "source_tokens": 24, "new_tokens": 9, "beams": 1, "engine": "transformers float32"}
     assert table.attrs["generation"] == settings
-    assert "pruned: 6 documents in float32 on cpu, 16.7% of them cut at 24 tokens" in result.output
+    assert "pruned: 6 documents by transformers float32 on cpu, 16.7% of them cut at 24 tokens" in result.output
     first = Path("outputs/generate/pruned.parquet").read_bytes()
     assert CliRunner().invoke(main, ["pruned"]).exit_code == 0
     assert Path("outputs/generate/pruned.parquet").read_bytes() == first
@@ -230,6 +231,8 @@ def test_stage_names_what_is_missing(project: Path) -> None:
 
     refused("dense", "outputs/finetune/dense")
     refused("both", "'dense', 'pruned'")
+    Path("outputs/export/pruned/engine.json").unlink()
+    refused("pruned", "outputs/export/pruned/engine.json: no such file; `dvc repro export` makes it")
     pd.read_parquet("data/splits/test.parquet").head(0).to_parquet("data/splits/test.parquet")
     refused("pruned", "data/splits/test.parquet: the split has no pair")
     Path("data/splits/test.parquet").unlink()

@@ -365,10 +365,9 @@ TINY = {
     "dec": 6,
     "device": "cpu",
     "train": {"dtype": "float32", "max_steps": 2, "batch_size": 4, "evaluations": 2, "evaluation_documents": 4},
-    "generate": {"dtype": "float32", "max_new_tokens": 6},
+    "generate": {"max_new_tokens": 6},
     "score": {"resamples": 100},
     "time": {
-        "dtype": "float32",
         "threads": 1,
         "batch_sizes": [1],
         "source_tokens": 16,
@@ -428,6 +427,7 @@ def metrics(folder: Path, name: str) -> Any:
 def test_the_pipeline_from_nothing_and_experiments_on_it(project: Path) -> None:
     """One test, because each step goes on from what the one before it left."""
     everything = [
+        *("export@dense", "export@pruned"),
         *("finetune@dense", "finetune@pruned", "generate@dense", "generate@pruned"),
         *("machine", "parent", "prune", "score", "time"),
     ]
@@ -455,7 +455,7 @@ def test_the_pipeline_from_nothing_and_experiments_on_it(project: Path) -> None:
     # enc and dec are read by prune alone; dense stays as it is.
     before = dense.read_bytes()
     output = run("dvc", "exp", "run", "--name=shallow", "-S", "enc=6", "-S", "dec=1", folder=project)
-    assert ran(output) == ["finetune@pruned", "generate@pruned", "machine", "prune", "score", "time"]
+    assert ran(output) == ["export@pruned", "finetune@pruned", "generate@pruned", "machine", "prune", "score", "time"]
     assert dense.read_bytes() == before != pruned.read_bytes()
     parameters = metrics(project, "latency")["parameters"]
     assert parameters["dense"] == latency["parameters"]["dense"] > parameters["pruned"]

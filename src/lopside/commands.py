@@ -8,6 +8,7 @@ import click
 
 from lopside import __version__
 from lopside.errors import LopsideError
+from lopside.params import DEVICES, ENGINE_DTYPES, ENGINES
 
 
 class _Group(click.Group):
@@ -78,3 +79,25 @@ def examples(count: int) -> None:
     from lopside.examples import examples
 
     click.echo(examples(count))
+
+
+@main.command()
+@click.argument("file", type=click.Path(dir_okay=False, allow_dash=True, path_type=Path))
+@click.option("--model", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder of the model.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="File to write.  [default: the terminal]")
+@click.option("--column", default="", help="Column that holds the documents.  [default: guessed]")
+@click.option("--engine", default="transformers", show_default=True, type=click.Choice(list(ENGINES)))
+@click.option("--dtype", default="float32", show_default=True, type=click.Choice(ENGINE_DTYPES), help="Precision.")
+@click.option("--device", default="auto", show_default=True, type=click.Choice(DEVICES))
+@click.option("--max-source-tokens", default=0, type=click.IntRange(0), help="Cut documents here.  [default: 1,024]")
+@click.option("--max-new-tokens", default=0, type=click.IntRange(0), help="Longest summary.  [default: 128]")
+@click.option("--num-beams", default=1, show_default=True, type=click.IntRange(1))
+@click.option("--batch-size", default=32, show_default=True, type=click.IntRange(1))
+def summarize(file: Path, out: Path | None, column: str, **settings: Any) -> None:
+    """Summarise the documents of FILE: .jsonl, .csv, .parquet (or .gz), else a document a line; - is standard input.
+
+    A row comes out for each document, in order. With --out a run that was stopped goes on where it was.
+    """
+    from lopside.summarize import Settings, summarize
+
+    summarize(file, out, Settings(**settings), column)

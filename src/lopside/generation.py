@@ -1,4 +1,4 @@
-"""Documents to summaries, the same way for every model.
+"""Documents to summaries, the same way for every model and for every engine that computes them.
 
 torch and transformers are imported by the functions that need them, so that a command which finds a fault in its input
 says so at once.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from lopside.errors import LopsideError
 from lopside.progress import progress as shown
@@ -39,13 +39,64 @@ class Generated:
     summary: str
     """Decoded without special tokens, white space at both ends removed; may be empty."""
     tokens: int
-    """Tokens that the model chose, up to and including the end token; see `count_tokens`."""
+    """Tokens that the model chose, up to and including the end token; a forced first one is not counted."""
     cut: bool
     """Whether the document was longer than ``max_source_tokens``."""
 
 
+class Engine(Protocol):
+    """A model with what computes its answers; token ids in, token ids out."""
+
+    name: str
+    """Engine and precision, for people and for a signature."""
+    config: Any
+    """The model's configuration, as transformers has it."""
+    given: int
+    """Tokens at the start of each answer that were forced, not chosen (BART's ``forced_bos_token_id``): 0 or 1."""
+
+    def answer(self, sources: Sequence[Sequence[int]], max_new_tokens: int, num_beams: int) -> list[list[int]]:
+        """What comes out for each source of a batch: see `written_tokens`.
+
+        Greedy (``num_beams`` 1) or beam search without sampling; no stored setting but SPECIAL has a say.
+        """
+        ...
+
+
+class Transformers:
+    """transformers' own `generate`, in the precision and on the device of the model given.
+
+    The model's mode (training or not), generation settings and weights are as before after each answer.
+    """
+
+    def __init__(self, model: PreTrainedModel, pad: int) -> None:
+        self.model, self.pad, self.config = model, pad, model.config
+        self.given = int(model.generation_config.forced_bos_token_id is not None)
+        self.name = f"transformers {str(model.dtype).removeprefix('torch.')}"
+
+    def answer(self, sources: Sequence[Sequence[int]], max_new_tokens: int, num_beams: int) -> list[list[int]]:
+        import torch
+
+        longest = max(map(len, sources))
+        padded = [[*source, *[self.pad] * (longest - len(source))] for source in sources]
+        mask = [[1] * len(source) + [0] * (longest - len(source)) for source in sources]
+        with torch.inference_mode(), _settings(self.model, max_new_tokens, num_beams) as settings:
+            rows: Any = self.model.generate(  # type: ignore[operator]
+                input_ids=torch.tensor(padded, device=self.model.device),
+                attention_mask=torch.tensor(mask, device=self.model.device),
+                generation_config=settings,
+            )
+            return [written_tokens(row, settings) for row in rows.tolist()]
+
+
 def generate(
-    model: PreTrainedModel,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, documents: Sequence[str], **how: Any
+) -> list[Generated]:
+    """`summarise` by transformers, with a model on the device where it shall run."""
+    return summarise(Transformers(model, tokenizer.pad_token_id), tokenizer, documents, **how)
+
+
+def summarise(
+    engine: Engine,
     tokenizer: PreTrainedTokenizerBase,
     documents: Sequence[str],
     *,
@@ -57,13 +108,11 @@ def generate(
 ) -> list[Generated]:
     """Summarise the documents, in their order.
 
-    Documents of like length share a batch, the longest first, padded on the right. Greedy or beam search without
-    sampling: nothing is drawn at random, and no stored generation setting but SPECIAL has a say. In float32 the
-    summaries do not depend on ``batch_size``, but for near ties between two tokens.
+    Documents of like length share a batch, the longest first. Nothing is drawn at random. In float32 the summaries do
+    not depend on ``batch_size``, but for near ties between two tokens.
 
     Args:
-        model: a sequence-to-sequence model, on the device where it shall run. Its mode (training or not), generation
-            settings and weights are as before when this returns.
+        engine: a sequence-to-sequence model and what computes it.
         tokenizer: the model's own.
         documents: at least one; an empty text is allowed.
         max_source_tokens: documents are cut here, special tokens included.
@@ -76,51 +125,38 @@ def generate(
     Raises:
         LopsideError: no document; or a limit beyond the positions that the model has.
     """
-    import torch
-
     if not documents:
         raise LopsideError("there is no document to summarise: at least one is needed")
-    _check_positions(model.config, max_source_tokens, max_new_tokens)
+    _check_positions(engine.config, max_source_tokens, max_new_tokens)
     sources = tokenizer(list(documents), truncation=True, max_length=max_source_tokens)["input_ids"]
     cut = _cut(tokenizer, documents, sources, max_source_tokens)
     order = sorted(range(len(sources)), key=lambda index: -len(sources[index]))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    pad = tokenizer.pad_token_id
     generated: dict[int, Generated] = {}
-    with torch.inference_mode(), _settings(model, max_new_tokens, num_beams) as settings:
-        for batch in batches if progress is None else shown(batches, len(batches), progress):
-            longest = max(len(sources[index]) for index in batch)
-            padded = [sources[index] + [pad] * (longest - len(sources[index])) for index in batch]
-            mask = [[1] * len(sources[index]) + [0] * (longest - len(sources[index])) for index in batch]
-            outputs: Any = model.generate(  # type: ignore[operator]
-                input_ids=torch.tensor(padded, device=model.device),
-                attention_mask=torch.tensor(mask, device=model.device),
-                generation_config=settings,
-            )
-            rows = outputs.tolist()
-            summaries = tokenizer.batch_decode(rows, skip_special_tokens=True)
-            for index, row, summary in zip(batch, rows, summaries, strict=True):
-                generated[index] = Generated(summary.strip(), count_tokens(row, settings), cut[index])
+    for batch in batches if progress is None else shown(batches, len(batches), progress):
+        rows = engine.answer([sources[index] for index in batch], max_new_tokens, num_beams)
+        summaries = tokenizer.batch_decode(rows, skip_special_tokens=True)
+        for index, row, summary in zip(batch, rows, summaries, strict=True):
+            generated[index] = Generated(summary.strip(), len(row) - engine.given, cut[index])
     return [generated[index] for index in range(len(documents))]
 
 
-def count_tokens(row: Sequence[int], settings: GenerationConfig) -> int:
-    """Tokens that the model generated in ``row``, one sequence as `model.generate` returns it.
+def written_tokens(row: Sequence[int], settings: GenerationConfig) -> list[int]:
+    """What was written in ``row``, one sequence as `model.generate` returns it.
 
-    From behind the start token, and behind the forced first token where the model has one (both were given, not
-    chosen), up to and including the first end token; without an end token, up to the padding. The end token counts
-    also where the length limit forced it (BART's ``forced_eos_token_id``).
+    From behind the start token up to and including the first end token that was not forced to be first; without an end
+    token, up to the padding. The end token counts also where the length limit forced it (BART's
+    ``forced_eos_token_id``).
     """
     tokens = list(row[1:])
-    if settings.forced_bos_token_id is not None and tokens[:1] == [settings.forced_bos_token_id]:
-        tokens = tokens[1:]
+    forced = settings.forced_bos_token_id is not None and tokens[:1] == [settings.forced_bos_token_id]
     ends = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
     for place, token in enumerate(tokens):
-        if token in ends:
-            return place + 1
+        if token in ends and not (forced and place == 0):
+            return tokens[: place + 1]
     while tokens and tokens[-1] == settings.pad_token_id:
         tokens.pop()
-    return len(tokens)
+    return tokens
 
 
 @contextmanager

@@ -5,7 +5,7 @@ beside it. `load_params` reads the whole file, collects every fault it finds and
 
 Nothing heavy is imported here, nor any module of the library but the error: each stage reads params.yaml, so whatever
 is imported here would become a dependency of each stage, and a change of it would rerun them all. The names that other
-modules define (MODELS, DATASETS, STRATEGIES) are therefore repeated here; a test holds them equal.
+modules define (MODELS, DATASETS, STRATEGIES, ENGINES) are therefore repeated here; a test holds them equal.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ MEASURES = ("loss", "influence")
 UNITS = ("sixths", "layers")
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "float32", "bfloat16")
+ENGINES = {"transformers": DTYPES, "ctranslate2": ("float32", "int8")}
+ENGINE_DTYPES = tuple(dict.fromkeys(itertools.chain(*ENGINES.values())))
 SCHEDULERS = ("linear", "constant", "constant_with_warmup", "cosine")
 
 # No name but a place: owner/name on the hub, or a path here. The slash tells it from a name with a typing error.
@@ -175,7 +177,6 @@ class TrainParams:
 
 @dataclass(frozen=True)
 class GenerateParams:
-    dtype: Annotated[str, Rule("precision of the model; auto: what this machine does fast", one_of=DTYPES)]
     max_new_tokens: Annotated[
         int, Rule("longest summary, in tokens, the end token included; 0: the length of references", at_least=0)
     ]
@@ -191,7 +192,6 @@ class ScoreParams:
 
 @dataclass(frozen=True)
 class TimeParams:
-    dtype: Annotated[str, Rule("precision of both models; auto: what this machine does fast", one_of=DTYPES)]
     threads: Annotated[int, Rule("CPU threads; 0: as many as physical cores", at_least=0)]
     batch_sizes: Annotated[
         tuple[int, ...], Rule("documents a batch, one measurement each", at_least=1, distinct=True, nonempty=True)
@@ -227,6 +227,14 @@ class Params:
     dec: Annotated[int, Rule("decoder layers kept, in keep.unit", at_least=1)]
     seed: Annotated[int, Rule("start of every random generator", at_least=0, at_most=2**32 - 1)]
     device: Annotated[str, Rule("where models run; auto: cuda where there is one", one_of=DEVICES)]
+    engine: Annotated[str, Rule("what computes the pruned model once it is trained", one_of=tuple(ENGINES))]
+    dtype: Annotated[
+        str,
+        Rule(
+            "the engine's precision; auto: what this machine does fast",
+            one_of=ENGINE_DTYPES,
+        ),
+    ]
     model: Annotated[str, MODEL]
     dataset: Annotated[str, DATASET]
     data: DataParams
@@ -240,6 +248,9 @@ class Params:
     @staticmethod
     def conflicts(values: Mapping[str, Any]) -> Iterator[tuple[str, object, str]]:
         """As :meth:`KeepParams.conflicts`. How many layers there are is seen when the model is known."""
+        engine, dtype = values.get("engine"), values.get("dtype")
+        if engine and dtype and dtype not in ENGINES[engine]:
+            yield "dtype", dtype, f"{' | '.join(ENGINES[engine])} where engine is {engine}"
         keep = values.get("keep")
         for key in ("enc", "dec"):
             if values.get(key, 0) > 6 and not (keep and keep.unit == "layers"):
