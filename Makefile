@@ -32,7 +32,7 @@ format: install ## rewrite the code in the style that lint checks
 	$(BIN)/ruff format .
 
 base: ## ship the base model that `dvc repro recipes/base/dvc.yaml` has trained
-	cp recipes/base/outputs/second/* models/docs-bart-mini/
+	cp recipes/base/outputs/first/* models/docs-bart-mini/
 
 # Versions without hashes, because the builds of torch (CPU, CUDA) differ in them, and without the GPU packages of one
 # build: pip adds those that torch needs.

@@ -75,7 +75,7 @@ def rounded(mean: float, low: float, high: float) -> dict[str, float]:
 
 
 @click.command()
-@click.option("--model", default=str(HERE / "outputs/second"), show_default=True, help="Folder of the model.")
+@click.option("--model", default="models/docs-bart-mini", show_default=True, help="Folder of the model.")
 @click.option("--out", default=str(HERE / "figures.json"), show_default=True, help="JSON file to write.")
 def main(model: str, out: str) -> None:
     """Measure a trained model on the whole test split."""
