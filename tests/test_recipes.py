@@ -265,7 +265,7 @@ def test_the_recipe_lists_the_modules_that_it_reads() -> None:
     assert {name: stage.get("do", stage)["cmd"] for name, stage in stages.items()} == {
         "text": "python -m recipes.base.text",
         "train": "python -m recipes.base.train ${key}",
-        "evaluate": "python -m recipes.base.evaluate",
+        "evaluate": "python -m recipes.base.evaluate --model recipes/base/outputs/first",
     }
     starts = {name: item["start"] for name, item in stages["train"]["foreach"].items()}
     assert Path(starts["second"]).absolute() == recipe.ROUNDS["second"]
