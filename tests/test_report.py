@@ -232,10 +232,11 @@ def experiments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     subprocess.run([*git, "init", "-q", "-b", "main"], check=True)
     for folder in ("metrics", "outputs"):
         (tmp_path / folder).mkdir()
-    (tmp_path / "metrics/rouge.json").write_text(json.dumps(ROUGE | {"signature": "one"}))
     (tmp_path / "params.yaml").write_text("enc: 6\ndec: 1\n")
     with Repo.init() as repo:
         for name, rouge2 in (("main", [0.0, 10.0]), ("s0", [0.0, 20.0]), ("s1", [10.0, 30.0])):
+            signature = {"signature": f"rouge-score:1|bootstrap:100|confidence:0.95|seed:{name[1:]}|beams:1"}
+            (tmp_path / "metrics/rouge.json").write_text(json.dumps(ROUGE | signature))
             pd.DataFrame({"id": ["a", "b"], "pruned_rouge2": rouge2}).to_parquet("outputs/scores.parquet")
             repo.add("outputs/scores.parquet")
             subprocess.run([*git, "add", "."], check=True)
@@ -251,6 +252,7 @@ def test_scores_come_from_the_cache_and_seeds_are_averaged(experiments: Path) ->
     assert read_scored("main").rouge2.tolist() == [0, 10]
     both = read_scored("s0,s1")
     assert (both.label, both.ids, both.rouge2.tolist()) == ("s0,s1", ("a", "b"), [5, 25])
+    assert both.signature == "rouge-score:1|beams:1"
     result = CliRunner().invoke(main, ["compare", "main", "s0,s1", "s1"])
     assert result.exit_code == 0
     assert [line.split(" | ")[:2] for line in result.output.splitlines()[2:]] == [

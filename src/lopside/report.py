@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 ROUGE, LATENCY, PARAMS = "metrics/rouge.json", "metrics/latency.json", "params.yaml"
 SCORES = "outputs/scores.parquet"
 CURVE = "metrics/plots/finetune-{side}.csv"
+OF_INTERVALS = re.compile(r"\|(bootstrap|confidence|seed):[^|]*")
+"""What in a signature no document's own figure depends on: runs of several seeds are scored alike."""
 
 GREY = "#999999"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -137,7 +140,7 @@ class Scored:
 
     label: str
     signature: str
-    """What the figures depend on, as in metrics/rouge.json."""
+    """What a document's figure depends on: the signature of metrics/rouge.json less OF_INTERVALS."""
     ids: tuple[str, ...]
     rouge2: NDArray[np.float64]
     """ROUGE-2 a document, 0 to 100, shape (documents,), in the order of ``ids``."""
@@ -196,7 +199,7 @@ def _read_scored(revision: str) -> Scored:
         raise LopsideError(
             f"{SCORES} of {revision}: cannot be read ({error}); `dvc repro score` at that revision makes it anew"
         ) from error
-    signature = _parsed(ROUGE, revision)["signature"]
+    signature = OF_INTERVALS.sub("", _parsed(ROUGE, revision)["signature"])
     return Scored(revision, signature, tuple(scores["id"]), scores["pruned_rouge2"].to_numpy())
 
 
