@@ -12,7 +12,9 @@ import pandas as pd
 import pytest
 from transformers import GenerationConfig, Seq2SeqTrainer
 
+from lopside.engines import baseline, export, load_engine
 from lopside.errors import LopsideError
+from lopside.generation import summarise
 from lopside.importance import rank_layers
 from lopside.inputs import Inputs, check_first_token
 from lopside.models import load_model, load_tokenizer, read_config
@@ -104,6 +106,22 @@ def test_the_target_language_goes_along(tiny_nllb: Path, tmp_path: Path) -> None
     assert tokenizer(text_target=GERMAN[0])["input_ids"][0] == german
     for folder in (tmp_path / "pruned", tmp_path / "trained"):
         assert load_model(folder).generation_config.forced_bos_token_id == german
+
+
+def test_ctranslate2_begins_with_the_target_language_too(tiny_nllb: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ctranslate2")
+    export(tiny_nllb, tmp_path / "exported", "ctranslate2", "float32")
+    tokenizer = load_tokenizer(tiny_nllb)
+    limits: Any = {"max_source_tokens": 60, "max_new_tokens": 12}
+    expected = summarise(baseline(tiny_nllb, "cpu"), tokenizer, ENGLISH[:6], **limits)
+    assert summarise(load_engine(tiny_nllb, tmp_path / "exported", "cpu"), tokenizer, ENGLISH[:6], **limits) == expected
+
+
+def test_ctranslate2_is_refused_for_two_vocabularies(tiny_marian: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ctranslate2")
+    with pytest.raises(LopsideError, match=r"^engine: ctranslate2 is refused for a model with two vocabularies"):
+        export(tiny_marian, tmp_path / "exported", "ctranslate2", "float32")
+    assert not (tmp_path / "exported").exists()
 
 
 def change(file: Path, **changes: Any) -> None:

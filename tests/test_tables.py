@@ -270,6 +270,14 @@ def test_bad_fields_of_a_csv_are_named_by_line(tmp_path: Path) -> None:
     assert provenance(tmp_path)["skipped_because"][2].startswith("a.csv, line 6: document has a NUL character")
 
 
+def test_a_header_may_hold_any_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    good = "".join(f"River {number}.,River.\n" for number in range(50))
+    path.write_text('"der\u00a0lange\nText",Kürze\n' + good, encoding="utf-8")
+    parts = make(tmp_path, path, columns=ColumnParams("der\u00a0lange\nText", "Kürze", "", ""))
+    assert sum(map(len, parts.values())) == 50
+
+
 def test_bad_values_of_parquet_are_named_by_row(tmp_path: Path) -> None:
     items = pyarrow.table(
         {

@@ -41,9 +41,15 @@ def export(model: Path, target: Path, engine: str, dtype: str) -> None:
     For transformers that is a note which precision was asked for: it runs the model folder itself.
 
     Raises:
-        LopsideError: the engine does not compute in this precision, is not installed or cannot take this family.
+        LopsideError: the engine does not compute in this precision, is not installed or cannot take this model.
     """
-    check(engine, dtype, read_config(model).get("model_type", ""))
+    config = read_config(model)
+    check(engine, dtype, config.get("model_type", ""))
+    if engine == "ctranslate2" and config.get("share_encoder_decoder_embeddings") is False:  # a key of Marian's
+        raise LopsideError(
+            "engine: ctranslate2 is refused for a model with two vocabularies; transformers turns its source ids into "
+            "tokens of the target"
+        )
     with new_folder(target) as folder:
         write_json(folder / RECORD, {"engine": engine, "dtype": dtype})
         if engine == "ctranslate2":

@@ -464,7 +464,7 @@ def _header(file: File) -> list[str]:
         header = next(csv.reader(_csv_lines(file, stream), strict=True), [])
     if not header:
         raise LopsideError(_no_row(file))
-    if not "".join(header).isprintable():  # nor are the lone surrogates that other bytes have become
+    if re.search("[\0\ud800-\udfff]", "".join(header)):  # lone surrogates are what bytes of no UTF-8 have become
         raise LopsideError(f"{file.name}, line 1: the header is not UTF-8 text")
     doubled = [name for name, count in Counter(header).items() if count > 1]
     if doubled:
