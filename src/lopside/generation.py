@@ -87,7 +87,7 @@ def generate(
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     pad = tokenizer.pad_token_id
     generated: dict[int, Generated] = {}
-    with torch.inference_mode(), _settings(model, max_new_tokens, num_beams) as settings:
+    with torch.inference_mode(), _applied(model, generation_settings(model, max_new_tokens, num_beams)) as settings:
         for batch in batches if progress is None else shown(batches, len(batches), progress):
             longest = max(len(sources[index]) for index in batch)
             padded = [sources[index] + [pad] * (longest - len(sources[index])) for index in batch]
@@ -123,18 +123,16 @@ def count_tokens(row: Sequence[int], settings: GenerationConfig) -> int:
     return len(tokens)
 
 
-@contextmanager
-def _settings(model: PreTrainedModel, max_new_tokens: int, num_beams: int) -> Iterator[GenerationConfig]:
-    """The settings of one run, with the model in evaluation mode; both are put back afterwards.
+def generation_settings(model: PreTrainedModel, max_new_tokens: int, num_beams: int = 1) -> GenerationConfig:
+    """Settings of greedy or beam search without sampling: of those stored with the model, SPECIAL alone.
 
     `model.generate` fills whatever the settings passed leave open from ``model.generation_config``: only in its place
     nothing else can leak in.
     """
     from transformers import GenerationConfig
 
-    stored, training = model.generation_config, model.training
-    special = {name: getattr(stored, name, None) for name in SPECIAL}
-    settings = GenerationConfig(
+    special = {name: getattr(model.generation_config, name, None) for name in SPECIAL}
+    return GenerationConfig(
         **special,
         max_new_tokens=max_new_tokens,
         num_beams=num_beams,
@@ -145,6 +143,12 @@ def _settings(model: PreTrainedModel, max_new_tokens: int, num_beams: int) -> It
         no_repeat_ngram_size=0,
         repetition_penalty=1.0,
     )
+
+
+@contextmanager
+def _applied(model: PreTrainedModel, settings: GenerationConfig) -> Iterator[GenerationConfig]:
+    """These settings in place of the model's, and the model in evaluation mode; both are put back afterwards."""
+    stored, training = model.generation_config, model.training
     model.generation_config = settings
     model.eval()
     try:
