@@ -35,10 +35,11 @@ def test_growth_is_the_peak_and_the_same_when_called_again() -> None:
         torch.ones(24 * 2**20)  # 96 MiB in float32, freed again
         torch.ones(8 * 2**20)
 
-    for _ in range(2):
+    for _ in range(12):
+        call()  # and kept
         grown = growth(call, "cpu")
         assert grown is not None
-        assert 96 <= grown / 2**20 < 112
+        assert grown / 2**20 == pytest.approx(96, abs=2)  # Linux counts pages in batches
     nothing = growth(lambda: None, "cpu")
     assert nothing is not None
     assert nothing < 4 * 2**20

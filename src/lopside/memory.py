@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
-import platform
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from lopside.machine import give_memory_back, keep_memory
 
 STATUS = Path("/proc/self/status")
 CLEAR_REFS = Path("/proc/self/clear_refs")
@@ -28,27 +28,24 @@ def growth(call: Callable[[], object], device: str) -> int | None:
     """Call, and return by how many bytes memory grew at the peak; None where the system does not tell.
 
     On ``cuda`` that is what tensors take of the GPU, on a CPU the resident memory of this process (Linux alone tells
-    its peak). What glibc had kept of freed memory (`lopside.machine.keep_memory`) is given back before, for else
-    nothing would seem to grow.
+    its peak). Memory is given back before and during the call (`lopside.machine.give_memory_back`), for what is kept
+    would hide what is needed; from then on it is kept.
     """
     gc.collect()
     if device == "cuda":
         import torch
 
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        allocated = torch.cuda.memory_allocated()
         call()
-        return torch.cuda.max_memory_allocated() - before
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
+        return torch.cuda.max_memory_allocated() - allocated
+    give_memory_back()
     try:
-        CLEAR_REFS.write_text("5")  # the peak begins anew
-        before = _kib(STATUS, "VmRSS")
-    except OSError:
+        resident = _begin_peak()
         call()
-        return None
-    call()
-    return 1024 * (_kib(STATUS, "VmHWM") - before)
+        return None if resident is None else 1024 * (_kib(STATUS, "VmHWM") - resident)
+    finally:
+        keep_memory()
 
 
 @contextmanager
@@ -83,6 +80,15 @@ def free_memory() -> int:
     except (OSError, ValueError):  # no such file; "max"
         return free
     return min(free, limit - used + cached)
+
+
+def _begin_peak() -> int | None:
+    """Have the peak of resident memory begin anew, at what is returned in KiB; None where there is none to ask for."""
+    try:
+        CLEAR_REFS.write_text("5")
+        return _kib(STATUS, "VmRSS")
+    except OSError:
+        return None
 
 
 def _kib(file: Path, name: str) -> int:
