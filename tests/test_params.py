@@ -166,6 +166,8 @@ def test_reading_params_imports_no_other_module_of_the_library() -> None:
         ("time.batch_sizes", [1, 2.0], "[1, 2.0]", "different whole numbers of at least 1, not empty"),
         ("time.batch_sizes", 8, "8", "different whole numbers of at least 1, not empty"),
         ("time.min_pairs", 5, "5", "a whole number of at least 6"),
+        ("time.precision", 0, "0", "a number above 0 and below 1 (pairs end where"),
+        ("time.precision", 1.0, "1.0", "a number above 0 and below 1"),
         ("train", None, "null", "the keys dtype, epochs"),
         ("keep", "uniform", '"uniform"', "the keys strategy, unit, encoder, decoder, measure, documents"),
     ],

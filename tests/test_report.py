@@ -1,7 +1,9 @@
 """The tables and the plots of several runs."""
 
 import json
+import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,19 @@ def test_table() -> None:
         "| 6-6 | def5678 | 22.4 M | 12.10 | 9.50 | +0.00 [+0.00, +0.00] | 100.0% |  | 1.00x [0.90, 1.10] "
         "| 1.00x [0.90, 1.10] |",
     ]
+
+
+def test_times_of_several_machines_are_never_side_by_side() -> None:
+    """Ratios travel, milliseconds do not: so there are none in what sets runs side by side."""
+    runs = []
+    for run, machine, milliseconds in ((RUN, "A CPU, 2 cores", 7654.5), (SAME, "Another, 8 cores", 8765.5)):
+        times = {f"{side}_{name}": milliseconds for side in ("dense", "pruned") for name in ("ms", "p90_ms", "docs_s")}
+        fixed = {name: figures | times for name, figures in run.latency["fixed"].items()}
+        runs.append(replace(run, latency=run.latency | {"fixed": fixed, "machine": machine}))
+    printed = results_table(runs)
+    assert printed == results_table([RUN, SAME])
+    assert "speedup" in printed
+    assert not re.search(r"7654|8765|\bms\b|milliseconds", printed)
 
 
 def test_figures_that_are_missing_are_named() -> None:

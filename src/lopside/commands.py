@@ -33,7 +33,10 @@ def main() -> None:
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Write the plot to this PNG file too.")
 @click.option("--batch", default=1, show_default=True, help="Batch size of the plot's speedup.")
 def table(revisions: tuple[str, ...], plot: Path | None, batch: int) -> None:
-    """Print a Markdown table, a row for each git revision or experiment; without any, for the workspace."""
+    """Print a Markdown table, a row for each git revision or experiment; without any, for the workspace.
+
+    Of times it has ratios alone: milliseconds of several machines do not belong side by side.
+    """
     from lopside.report import read_run, results_table, tradeoff_png
 
     runs = [read_run(revision) for revision in revisions] or [read_run()]

@@ -104,6 +104,10 @@ def open_engine(model: Path, engine: str, dtype: str, device: str) -> tuple[Engi
         return load_engine(model, Path(folder) / "exported", device), load_tokenizer(model)
 
 
+BASELINE = "transformers float32"
+"""The engine's name that `baseline` gives."""
+
+
 def baseline(model: Path, device: str) -> Engine:
     """What every gain is measured from: transformers in float32."""
     return _transformers(model, "float32", device)
@@ -125,6 +129,7 @@ class CTranslate2:
         self.name = f"ctranslate2 {dtype}"
         self.config = SimpleNamespace(**read_config(folder))
         self.tokenizer, self.special = tokenizer, _special(folder)
+        self.pad = int(tokenizer.pad_token_id)
         self.given = int(self.special.forced_bos_token_id is not None)
         self.translator = ctranslate2.Translator(
             str(folder / FILES),
@@ -135,22 +140,26 @@ class CTranslate2:
         )
 
     def answer(self, sources: Sequence[Sequence[int]], max_new_tokens: int, num_beams: int) -> list[list[int]]:
-        rows = self.translate(sources, num_beams, max_decoding_length=max_new_tokens)
+        rows = self.translate(self.texts(sources), num_beams, max_decoding_length=max_new_tokens)
         end = self.special.forced_eos_token_id
         # transformers makes an end token of what the limit cuts.
         return rows if end is None else [[*row[:-1], end] if len(row) == max_new_tokens else row for row in rows]
 
-    def translate(self, sources: Sequence[Sequence[int]], num_beams: int = 1, **limits: int) -> list[list[int]]:
+    def texts(self, rows: Sequence[Sequence[int]]) -> list[list[str]]:
+        """The tokens of each row by their text, which is what `translate` takes."""
+        return [self._texts(row) for row in rows]
+
+    def translate(self, sources: Sequence[Sequence[str]], num_beams: int = 1, **limits: int) -> list[list[int]]:
         """The tokens that come out for each source, the end token included; ``limits`` are translate_batch's."""
         ends = self.special.eos_token_id if isinstance(self.special.eos_token_id, list) else [self.special.eos_token_id]
         first = self.special.forced_bos_token_id
         results = self.translator.translate_batch(
-            [self._texts(source) for source in sources],
+            sources,
             target_prefix=None if first is None else [self._texts([first])] * len(sources),
             beam_size=num_beams,
             end_token=self._texts(ends),
             return_end_token=True,
-            suppress_sequences=[self._texts(sequence) for sequence in _forbidden(self.special)],
+            suppress_sequences=self.texts(_forbidden(self.special)),
             max_input_length=0,
             **limits,
         )

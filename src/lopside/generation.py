@@ -79,7 +79,8 @@ class Transformers:
         longest = max(map(len, sources))
         padded = [[*source, *[self.pad] * (longest - len(source))] for source in sources]
         mask = [[1] * len(source) + [0] * (longest - len(source)) for source in sources]
-        with torch.inference_mode(), _settings(self.model, max_new_tokens, num_beams) as settings:
+        settings = generation_settings(self.model, max_new_tokens, num_beams)
+        with torch.inference_mode(), _applied(self.model, settings):
             rows: Any = self.model.generate(  # type: ignore[operator]
                 input_ids=torch.tensor(padded, device=self.model.device),
                 attention_mask=torch.tensor(mask, device=self.model.device),
@@ -159,18 +160,16 @@ def written_tokens(row: Sequence[int], settings: GenerationConfig) -> list[int]:
     return tokens
 
 
-@contextmanager
-def _settings(model: PreTrainedModel, max_new_tokens: int, num_beams: int) -> Iterator[GenerationConfig]:
-    """The settings of one run, with the model in evaluation mode; both are put back afterwards.
+def generation_settings(model: PreTrainedModel, max_new_tokens: int, num_beams: int = 1) -> GenerationConfig:
+    """Settings of greedy or beam search without sampling: of those stored with the model, SPECIAL alone.
 
     `model.generate` fills whatever the settings passed leave open from ``model.generation_config``: only in its place
     nothing else can leak in.
     """
     from transformers import GenerationConfig
 
-    stored, training = model.generation_config, model.training
-    special = {name: getattr(stored, name, None) for name in SPECIAL}
-    settings = GenerationConfig(
+    special = {name: getattr(model.generation_config, name, None) for name in SPECIAL}
+    return GenerationConfig(
         **special,
         max_new_tokens=max_new_tokens,
         num_beams=num_beams,
@@ -181,10 +180,16 @@ def _settings(model: PreTrainedModel, max_new_tokens: int, num_beams: int) -> It
         no_repeat_ngram_size=0,
         repetition_penalty=1.0,
     )
+
+
+@contextmanager
+def _applied(model: PreTrainedModel, settings: GenerationConfig) -> Iterator[None]:
+    """These settings in place of the model's, and the model in evaluation mode; both are put back afterwards."""
+    stored, training = model.generation_config, model.training
     model.generation_config = settings
     model.eval()
     try:
-        yield settings
+        yield
     finally:
         model.generation_config = stored
         model.train(training)

@@ -47,7 +47,7 @@ def choose_inputs(model: str | Path, dataset: str, prefix: str, source_tokens: i
     config, known = read_config(model), known_dataset(dataset)
     if prefix == "auto":
         prefix = known.prefix if config.get("model_type") in PREFIXED_TYPES else ""
-    source, target = _positions(config, "encoder"), _positions(config, "decoder")
+    source, target = positions(config, "encoder"), positions(config, "decoder")
     return Inputs(
         prefix,
         _length("data.max_source_tokens", source_tokens, known.source_tokens, source),
@@ -84,7 +84,7 @@ def _length(key: str, given: int, known: int, positions: int | None) -> int:
     return given or (known if positions is None else min(known, positions))
 
 
-def _positions(config: dict[str, Any], side: str) -> int | None:
+def positions(config: dict[str, Any], side: str) -> int | None:
     """How many positions a side has; None: no end of them is known (T5's are relative)."""
     inner = config.get(side)  # encoder-decoder: a config of its own for each side
     for found in (inner if isinstance(inner, dict) else {}, config):

@@ -40,6 +40,9 @@ SLOW_ONEDNN = frozenset(
 
 # glibc's malloc.h
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+KEEP_MEMORY = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 64 * 2**20}
+GIVE_MEMORY_BACK = {M_MMAP_MAX: 65536, M_TRIM_THRESHOLD: 128 * 2**10, M_TOP_PAD: 128 * 2**10}
+"""glibc's own defaults, `man mallopt`."""
 
 
 def fingerprint() -> dict[str, Any]:
@@ -137,10 +140,21 @@ def keep_memory() -> bool:
     With mapping switched off and trimming put out of reach, freed blocks are used again. Peak memory is not given back
     until the process ends.
     """
+    return _mallopt(KEEP_MEMORY)
+
+
+def give_memory_back() -> bool:
+    """Have glibc give back what it has kept so far, and keep no more. Returns False, and does nothing, elsewhere."""
+    if not _mallopt(GIVE_MEMORY_BACK):
+        return False
+    ctypes.CDLL(None).malloc_trim(0)
+    return True
+
+
+def _mallopt(settings: Mapping[int, int]) -> bool:
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    settings = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 64 * 2**20}
     return all(mallopt(setting, value) == 1 for setting, value in settings.items())
 
 

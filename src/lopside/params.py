@@ -198,10 +198,17 @@ class TimeParams:
     ]
     source_tokens: Annotated[int, Rule("length of every document, in tokens, special ones included", at_least=4)]
     new_tokens: Annotated[int, Rule("length of every summary, in tokens", at_least=1)]
-    warmup: Annotated[int, Rule("pairs run before the first that counts", at_least=0)]
-    min_pairs: Annotated[int, Rule("pairs timed at least, a batch size; a 95% interval needs 6", at_least=6)]
+    warmup: Annotated[
+        int, Rule("pairs run before the first that counts, at least; more until they are no faster", at_least=0)
+    ]
+    min_pairs: Annotated[
+        int, Rule("pairs timed at least, a setting and batch size; a 95% interval needs 6", at_least=6)
+    ]
+    precision: Annotated[
+        float, Rule("pairs end where half the speedup's 95% interval is this share of it", above=0, below=1)
+    ]
     max_seconds: Annotated[
-        float, Rule("no further pair beyond min_pairs starts after this, in seconds a batch size", above=0)
+        float, Rule("no further pair beyond min_pairs starts after this, in seconds a setting and batch size", above=0)
     ]
 
 
