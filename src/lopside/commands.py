@@ -8,6 +8,9 @@ import click
 
 from lopside import __version__
 from lopside.errors import LopsideError
+from lopside.files import new_file
+
+FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
 class _Group(click.Group):
@@ -25,6 +28,51 @@ class _Group(click.Group):
 @click.version_option(__version__)
 def main() -> None:
     """Look at what the pipeline measured; the pipeline itself runs by `dvc repro` and `dvc exp run`."""
+
+
+@main.command()
+@click.option(
+    "--output", default="report", show_default=True, type=FOLDER, help="Folder for report.md, report.html and pictures."
+)
+@click.option("--pictures", type=FOLDER, help="Write the pictures to this folder too, as for a README.")
+def report(output: Path, pictures: Path | None) -> None:
+    """Write new experiments into metrics/history.csv, and from it a page with tables and pictures."""
+    from lopside.history import HISTORY, update_history
+    from lopside.page import HTML, write_report
+
+    rows, left_out = update_history()
+    for each in left_out:
+        click.echo(f"left out of {HISTORY}: {each}", err=True)
+    if not rows:
+        raise LopsideError(f"{HISTORY}: there is no row, and no experiment to make one of; `lopside sweep` runs some")
+    drawn = write_report(rows, output)
+    if pictures:
+        for picture in drawn:
+            with new_file(pictures / picture.name) as path:
+                path.write_bytes(picture.read_bytes())
+    click.echo(f"{HISTORY}: {len(rows)} rows\n{output / HTML}")
+
+
+@main.command()
+@click.option("--max-loss", type=float, help="ROUGE-2 points below dense, at most.")
+@click.option("--min-retained", metavar="SHARE", help="Of dense's ROUGE-2, at least: 95% or 0.95.")
+@click.option("--min-speedup", type=float, help="Dense time / pruned time, at least.")
+@click.option("--batch", default=1, show_default=True, help="Batch size of the speedup.")
+@click.option("--setting", default="fixed", show_default=True, help="How it was timed.")
+def recommend(
+    max_loss: float | None, min_retained: str | None, min_speedup: float | None, batch: int, setting: str
+) -> None:
+    """Name the fastest cell of metrics/history.csv that loses no more than asked, or the best that is so fast.
+
+    By the far end of its interval. Says how sure that is, what to measure next, and how to have the model.
+    """
+    from lopside.history import read_history
+    from lopside.recommend import Goal, advise
+
+    goal = Goal.of(max_loss, min_retained, min_speedup)
+    advice = advise(read_history(), goal, (setting, batch))
+    click.echo("\n".join(advice.lines))
+    sys.exit(0 if advice.found else 1)
 
 
 @main.command()
