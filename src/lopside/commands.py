@@ -1,8 +1,9 @@
 """The console command ``lopside``: what is no stage of the pipeline."""
 
+import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -27,7 +28,53 @@ class _Group(click.Group):
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def main() -> None:
-    """Look at what the pipeline measured; the pipeline itself runs by `dvc repro` and `dvc exp run`."""
+    """Run grids of experiments and look at what they measured; one pipeline runs by `dvc repro` and `dvc exp run`."""
+
+
+@main.command()
+@click.argument("grid", default="paper")
+@click.option("--seeds", default=1, show_default=True, help="Repeat each cell with so many seeds.")
+@click.option(
+    "-S", "--set-param", "overrides", metavar="KEY=VALUE", multiple=True, help="Of all cells, as in `dvc exp run -S`."
+)
+@click.option(
+    "--jobs",
+    default=1,
+    show_default=True,
+    help="Cells at a time, by DVC's queue. Times are measured alone, after that.",
+)
+@click.option("--dry-run", is_flag=True, help="Print the cells and whether they are done, and run nothing.")
+def sweep(grid: str, seeds: int, overrides: tuple[str, ...], jobs: int, dry_run: bool) -> None:
+    """Run each cell of a GRID as a DVC experiment: paper (the default), full, reduced, or cells such as 6-1,3-3.
+
+    Finished cells are skipped, and one that fails leaves the rest to go on: stop a sweep at any time, and start it
+    again by the same command. It runs what is committed, in a copy, and leaves your files alone.
+    """
+    from lopside import sweep as sweeps
+
+    if jobs < 1:
+        raise LopsideError(f"--jobs: {jobs} is refused; allowed: a whole number of 1 or more")
+    planned = sweeps.plan_here(grid, seeds, overrides)
+    if dry_run:
+        for cell in planned.cells:
+            click.echo(f"{cell.name}  {'to do' if sweeps.lacks(cell) else 'done'}")
+        return
+    for number in {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, _stop)
+    try:
+        outcome = sweeps.sweep(planned, jobs)
+    except KeyboardInterrupt:
+        click.echo("stopped; the same command goes on from here", err=True)
+        sys.exit(130)
+    click.echo(f"{len(outcome.done)} of {len(planned.cells)} cells are done; `lopside report` sets them side by side")
+    for name in outcome.failed:
+        click.echo(f"failed: {name}")
+    sys.exit(1 if outcome.failed else 0)
+
+
+def _stop(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 @main.command()
