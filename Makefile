@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro test lint format lock base
+.PHONY: help install repro sweep test lint format lock base
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,6 +17,9 @@ install: $(INSTALLED) ## set up .venv from requirements.lock (PYTHON=python3.12 
 
 repro: install ## run the pipeline: dvc repro
 	$(BIN)/dvc repro
+
+sweep: install ## run a grid of experiments (GRID=paper|full|reduced|6-1,3-3 SEEDS=3): lopside sweep
+	$(BIN)/lopside sweep $(or $(GRID),paper) --seeds $(or $(SEEDS),1)
 
 # A file's tests stay in one process, for its fixtures; in the order of names, as the largest files are not the slowest.
 test: install ## run all tests, as many at a time as there are cores

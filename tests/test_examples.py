@@ -48,7 +48,7 @@ def test_what_is_missing_or_of_other_documents_is_named(run: Path) -> None:
 
 
 def test_a_long_document_is_wrapped_beside_its_name(run: Path) -> None:
-    from lopside.examples import _lines
+    from lopside.side_by_side import _lines
 
     lines = "\n".join(_lines({"document": "word " * 60})).splitlines()
     assert len(lines) > 2

@@ -17,7 +17,15 @@ from tests.hub_server import Server, serve
 from tests.test_pipeline import ROOT, TINY, commit, metrics, new_project, ran, run
 
 EVERYTHING = [
-    *("download", "finetune@dense", "finetune@pruned", "generate@dense", "generate@pruned"),
+    *(
+        "download",
+        "export@dense",
+        "export@pruned",
+        "finetune@dense",
+        "finetune@pruned",
+        "generate@dense",
+        "generate@pruned",
+    ),
     *("machine", "parent", "prune", "score", "time"),
 ]
 TOKEN = "hf_secretsecretsecret"

@@ -40,9 +40,10 @@ ENVIRONMENT = os.environ | {
 }
 
 
-def run(*command: str, folder: Path) -> str:
-    """What a command prints; it runs the code of ``folder``, and must succeed."""
-    environment = ENVIRONMENT | {"PYTHONPATH": str(folder / "src"), "DVC_SITE_CACHE_DIR": str(folder / ".dvc/tmp/site")}
+def run(*command: str, folder: Path, libraries: Path | None = None) -> str:
+    """What a command prints; it runs the code of ``folder`` (and finds ``libraries`` first), and must succeed."""
+    path = os.pathsep.join(str(each) for each in (libraries, folder / "src") if each)
+    environment = ENVIRONMENT | {"PYTHONPATH": path, "DVC_SITE_CACHE_DIR": str(folder / ".dvc/tmp/site")}
     done = subprocess.run(command, cwd=folder, env=environment, stdout=-1, stderr=subprocess.STDOUT, text=True)
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}"
     return done.stdout

@@ -230,6 +230,13 @@ def test_comparison() -> None:
     assert lines[4].startswith("| better | 20.00 | +5.00 [+5.00, +5.00] | 0.1")
 
 
+def test_runs_of_several_seeds_are_scored_alike() -> None:
+    table = comparison_table(
+        scored("s0", [1] * 4, signature="a:1|seed:0|b:2"), [scored("s1", [2] * 4, signature="a:1|seed:1|b:2")]
+    )
+    assert table.splitlines()[-1].startswith("| s1 | 2.00 | +1.00 ")
+
+
 @pytest.mark.parametrize("other", [scored("other", [1] * 4, ids="abce"), scored("other", [1] * 4, signature="two")])
 def test_what_was_not_scored_alike_is_not_compared(other: Scored) -> None:
     with pytest.raises(LopsideError, match=r"^other and base cannot be compared"):

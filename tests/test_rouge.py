@@ -303,7 +303,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def write_generated(side: str, summaries: list[str], ids: tuple[str, ...] = ("x", "y", "z"), beams: int = 1) -> None:
     table = pd.DataFrame({"id": ids, "summary": summaries, "tokens": range(len(ids))})
-    table.attrs["generation"] = {"new_tokens": 40, "beams": beams}
+    table.attrs["generation"] = {"new_tokens": 40, "beams": beams, "engine": f"{side} engine"}
     table.iloc[::-1].to_parquet(f"outputs/generate/{side}.parquet")  # in another order than the test documents
 
 
@@ -319,7 +319,10 @@ def test_stage(project: Path) -> None:
     assert metrics["pruned"]["rouge2"] == round(expected.means["rouge2"], 3)
     text = "".join(f"{document}\0{reference}\0" for document, reference in zip(DOCUMENTS, REFERENCES, strict=True))
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-    assert metrics["signature"] == f"{expected.signature}|new_tokens:40|beams:1|texts:{digest}"
+    assert (
+        metrics["signature"]
+        == f"{expected.signature}|new_tokens:40|beams:1|engine:dense engine/pruned engine|texts:{digest}"
+    )
     assert list(metrics)[-2:] == ["documents", "signature"]
 
     scores = pd.read_parquet("outputs/scores.parquet")

@@ -1,14 +1,18 @@
 """The console command ``lopside``: what is no stage of the pipeline."""
 
+import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
 from lopside import __version__
 from lopside.errors import LopsideError
+from lopside.files import new_file
 from lopside.params import DEVICES, ENGINE_DTYPES, ENGINES
+
+FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
 class _Group(click.Group):
@@ -25,7 +29,98 @@ class _Group(click.Group):
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def main() -> None:
-    """Look at what the pipeline measured; the pipeline itself runs by `dvc repro` and `dvc exp run`."""
+    """Run grids of experiments and look at what they measured; one pipeline runs by `dvc repro` and `dvc exp run`."""
+
+
+@main.command()
+@click.argument("grid", default="paper")
+@click.option("--seeds", default=1, show_default=True, help="Repeat each cell with so many seeds.")
+@click.option(
+    "-S", "--set-param", "overrides", metavar="KEY=VALUE", multiple=True, help="Of all cells, as in `dvc exp run -S`."
+)
+@click.option(
+    "--jobs",
+    default=1,
+    show_default=True,
+    help="Cells at a time, by DVC's queue. Times are measured alone, after that.",
+)
+@click.option("--dry-run", is_flag=True, help="Print the cells and whether they are done, and run nothing.")
+def sweep(grid: str, seeds: int, overrides: tuple[str, ...], jobs: int, dry_run: bool) -> None:
+    """Run each cell of a GRID as a DVC experiment: paper (the default), full, reduced, or cells such as 6-1,3-3.
+
+    Finished cells are skipped, and one that fails leaves the rest to go on: stop a sweep at any time, and start it
+    again by the same command. It runs what is committed, in a copy, and leaves your files alone.
+    """
+    from lopside import sweep as sweeps
+
+    if jobs < 1:
+        raise LopsideError(f"--jobs: {jobs} is refused; allowed: a whole number of 1 or more")
+    planned = sweeps.plan_here(grid, seeds, overrides)
+    if dry_run:
+        for cell in planned.cells:
+            click.echo(f"{cell.name}  {'to do' if sweeps.lacks(cell) else 'done'}")
+        return
+    for number in {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, _stop)
+    try:
+        outcome = sweeps.sweep(planned, jobs)
+    except KeyboardInterrupt:
+        click.echo("stopped; the same command goes on from here", err=True)
+        sys.exit(130)
+    click.echo(f"{len(outcome.done)} of {len(planned.cells)} cells are done; `lopside report` sets them side by side")
+    for name in outcome.failed:
+        click.echo(f"failed: {name}")
+    sys.exit(1 if outcome.failed else 0)
+
+
+def _stop(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+@main.command()
+@click.option(
+    "--output", default="report", show_default=True, type=FOLDER, help="Folder for report.md, report.html and pictures."
+)
+@click.option("--pictures", type=FOLDER, help="Write the pictures to this folder too, as for a README.")
+def report(output: Path, pictures: Path | None) -> None:
+    """Write new experiments into metrics/history.csv, and from it a page with tables and pictures."""
+    from lopside.history import HISTORY, update_history
+    from lopside.page import HTML, write_report
+
+    rows, left_out = update_history()
+    for each in left_out:
+        click.echo(f"left out of {HISTORY}: {each}", err=True)
+    if not rows:
+        raise LopsideError(f"{HISTORY}: there is no row, and no experiment to make one of; `lopside sweep` runs some")
+    drawn = write_report(rows, output)
+    if pictures:
+        for picture in drawn:
+            with new_file(pictures / picture.name) as path:
+                path.write_bytes(picture.read_bytes())
+    click.echo(f"{HISTORY}: {len(rows)} rows\n{output / HTML}")
+
+
+@main.command()
+@click.option("--max-loss", type=float, help="ROUGE-2 points below dense, at most.")
+@click.option("--min-retained", metavar="SHARE", help="Of dense's ROUGE-2, at least: 95% or 0.95.")
+@click.option("--min-speedup", type=float, help="Dense time / pruned time, at least.")
+@click.option("--batch", default=1, show_default=True, help="Batch size of the speedup.")
+@click.option("--setting", default="fixed", show_default=True, help="How it was timed.")
+def recommend(
+    max_loss: float | None, min_retained: str | None, min_speedup: float | None, batch: int, setting: str
+) -> None:
+    """Name the fastest cell of metrics/history.csv that loses no more than asked, or the best that is so fast.
+
+    By the far end of its interval. Says how sure that is, what to measure next, and how to have the model.
+    """
+    from lopside.history import read_history
+    from lopside.recommend import Goal, advise
+
+    goal = Goal.of(max_loss, min_retained, min_speedup)
+    advice = advise(read_history(), goal, (setting, batch))
+    click.echo("\n".join(advice.lines))
+    sys.exit(0 if advice.found else 1)
 
 
 @main.command()
@@ -79,9 +174,9 @@ def compare(base: str, others: tuple[str, ...]) -> None:
 @click.option("--count", default=20, show_default=True, type=click.IntRange(min=1), help="Documents to print.")
 def examples(count: int) -> None:
     """Print the first test documents with their reference and the summaries of dense and pruned."""
-    from lopside.examples import examples
+    from lopside.side_by_side import side_by_side
 
-    click.echo(examples(count))
+    click.echo(side_by_side(count))
 
 
 @main.command()

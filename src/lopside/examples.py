@@ -1,40 +1,69 @@
-"""Show what was written: documents of the test split with their reference and both models' summaries."""
+"""Documents of a run with the summaries of both sides, from DVC's cache."""
 
-from pathlib import Path
-from textwrap import fill
+from __future__ import annotations
 
-from lopside.errors import LopsideError
-from lopside.splits import read_split
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
 
-SUMMARIES = Path("outputs/generate")
-SIDES = ("dense", "pruned")
-WIDTH = 100
+import numpy as np
+
+from lopside.history import Row
+from lopside.repository import git
+
+COUNT = 3
+LONGEST = 700
+"""Characters of a document that are shown."""
+
+FILES = {
+    "test": "data/splits/test.parquet",
+    "dense": "outputs/generate/dense.parquet",
+    "pruned": "outputs/generate/pruned.parquet",
+    "scores": "outputs/scores.parquet",
+}
 
 
-def examples(count: int) -> str:
-    """The first ``count`` test documents in the order of the split, none chosen, as text for a terminal.
+@dataclass(frozen=True)
+class Example:
+    """One test document."""
 
-    Raises LopsideError where a file is missing, or the summaries are of other documents than the split's.
-    """
+    document: str
+    reference: str
+    dense: str
+    pruned: str
+    rouge2: dict[str, float]
+    """Side -> ROUGE-2 of its summary, 0 to 100."""
+
+
+def read_examples(row: Row, count: int = COUNT, seed: int = 0) -> list[Example] | str:
+    """Some documents of the row's experiment, drawn at random by the seed; or why they cannot be read, in words."""
+    if git("cat-file", "-e", row.commit) is None:
+        return f"there is no commit {row.commit} here; `dvc exp pull` brings experiments"
     import pandas as pd
+    from dvc.api import open as open_tracked
+    from dvc.exceptions import DvcException
+    from scmrepo.exceptions import SCMError
 
-    test = read_split("test")
-    columns = {"document": test.document, "reference": test.summary}
-    for side in SIDES:
-        path = SUMMARIES / f"{side}.parquet"
-        if not path.is_file():
-            raise LopsideError(f"{path}: no such file; `dvc repro generate@{side}` makes it")
-        table = pd.read_parquet(path)
-        if list(table.id) != list(test.id):
-            raise LopsideError(f"{path}: holds summaries of other documents than data/splits/test.parquet")
-        columns[side] = table.summary
-    rows = zip(*(column.head(count) for column in columns.values()), strict=True)
-    return "\n\n".join("\n".join(_lines(dict(zip(columns, row, strict=True)))) for row in rows)
-
-
-def _lines(texts: dict[str, str]) -> list[str]:
-    margin = max(map(len, texts)) + 2
+    frames: dict[str, Any] = {}
+    try:
+        for name, path in FILES.items():
+            with open_tracked(path, rev=row.commit, mode="rb") as file:
+                frames[name] = pd.read_parquet(BytesIO(file.read())).set_index("id")
+    except (DvcException, SCMError, OSError) as error:
+        return f"not in DVC's cache: {error}"
+    test = frames["test"]
+    drawn = np.random.Generator(np.random.PCG64(seed)).choice(len(test), min(count, len(test)), replace=False)
     return [
-        fill(" ".join(text.split()), WIDTH, initial_indent=f"{name:<{margin}}", subsequent_indent=" " * margin)
-        for name, text in texts.items()
+        Example(
+            document=_cut(test.loc[name, "document"]),
+            reference=test.loc[name, "summary"],
+            dense=frames["dense"].loc[name, "summary"],
+            pruned=frames["pruned"].loc[name, "summary"],
+            rouge2={side: float(frames["scores"].loc[name, f"{side}_rouge2"]) for side in ("dense", "pruned")},
+        )
+        for name in test.index[np.sort(drawn)]
     ]
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[:LONGEST].rsplit(maxsplit=1)[0]} ..."

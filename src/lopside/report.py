@@ -7,35 +7,23 @@ and what was scored document by document in DVC's cache.
 from __future__ import annotations
 
 import csv
-import json
-import re
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import yaml
 
 from lopside.errors import LopsideError
-from lopside.files import new_file
+from lopside.history import seedless
+from lopside.pictures import COLOURS, GREY, MARKERS, save
+from lopside.repository import LATENCY, PARAMS, ROUGE, commit_of, leaf, read_mapping, read_text
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-ROUGE, LATENCY, PARAMS = "metrics/rouge.json", "metrics/latency.json", "params.yaml"
 SCORES = "outputs/scores.parquet"
 CURVE = "metrics/plots/finetune-{side}.csv"
-OF_INTERVALS = re.compile(r"\|(bootstrap|confidence|seed):[^|]*")
-"""What in a signature no document's own figure depends on: runs of several seeds are scored alike."""
-
-GREY = "#999999"
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-"""Okabe & Ito's, told apart by colour-blind people."""
-MARKERS = "osv^D*"
-"""As many: for print without colour."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +39,11 @@ class Run:
 
     def rouge_figure(self, key: str) -> float:
         """A leaf of metrics/rouge.json by its dotted key, such as ``delta.rouge2_low``. Raises LopsideError."""
-        return _leaf(self.rouge, key, f"{ROUGE} of {self.revision}")
+        return leaf(self.rouge, key, f"{ROUGE} of {self.revision}")
 
     def latency_figure(self, key: str) -> float:
         """A leaf of metrics/latency.json by its dotted key, such as ``fixed.batch_1.speedup``. Raises LopsideError."""
-        return _leaf(self.latency, key, f"{LATENCY} of {self.revision}")
+        return leaf(self.latency, key, f"{LATENCY} of {self.revision}")
 
     @property
     def batches(self) -> list[int]:
@@ -68,9 +56,9 @@ def read_run(revision: str | None = None) -> Run:
 
     Raises LopsideError where the revision or one of its files is not there, or is no metrics file.
     """
-    rouge, latency, params = (_parsed(name, revision) for name in (ROUGE, LATENCY, PARAMS))
+    rouge, latency, params = (read_mapping(name, revision) for name in (ROUGE, LATENCY, PARAMS))
     where = revision or "workspace"
-    enc, dec = (_leaf(params, key, f"{PARAMS} of {where}") for key in ("enc", "dec"))
+    enc, dec = (leaf(params, key, f"{PARAMS} of {where}") for key in ("enc", "dec"))
     return Run(label=f"{enc:g}-{dec:g}", revision=where, rouge=rouge, latency=latency)
 
 
@@ -95,7 +83,7 @@ def results_table(runs: Sequence[Run]) -> str:
             f"{rouge('retained.rouge2'):.1%}",
         ]
         rows.append(row + [_speedup(run, batch) if batch in run.batches else "" for batch in batches])
-    return _markdown(rows)
+    return markdown_table(rows)
 
 
 def tradeoff_png(runs: Sequence[Run], path: str | Path, batch: int = 1) -> None:
@@ -131,7 +119,7 @@ def tradeoff_png(runs: Sequence[Run], path: str | Path, batch: int = 1) -> None:
     axes.set_xlabel(f"speedup: dense time / pruned time, batch {batch}")
     axes.set_ylabel("ROUGE-2: pruned minus dense, points")
     axes.grid(alpha=0.3)
-    _save(figure, path)
+    save(figure, path)
 
 
 @dataclass(frozen=True)
@@ -173,13 +161,13 @@ def comparison_table(base: Scored, others: Sequence[Scored]) -> str:
         found = compare(other.rouge2, base.rouge2)
         difference = f"{found.difference:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
         rows.append([other.label, f"{other.rouge2.mean():.2f}", difference, f"{found.p:.4f}"])
-    return _markdown(rows)
+    return markdown_table(rows)
 
 
 def _check_alike(runs: Sequence[Scored]) -> None:
     first = runs[0]
     for run in runs:
-        if run.signature != first.signature or run.ids != first.ids:
+        if seedless(run.signature) != seedless(first.signature) or run.ids != first.ids:
             raise LopsideError(
                 f"{run.label} and {first.label} cannot be compared, as other documents or settings were scored: "
                 f"{run.signature} and {first.signature}"
@@ -193,13 +181,13 @@ def _read_scored(revision: str) -> Scored:
     from scmrepo.exceptions import SCMError
 
     try:
-        with open_tracked(SCORES, rev=_commit(revision), mode="rb") as file:
+        with open_tracked(SCORES, rev=commit_of(revision), mode="rb") as file:
             scores = pd.read_parquet(file, columns=["id", "pruned_rouge2"])
     except (DvcException, SCMError, OSError) as error:
         raise LopsideError(
             f"{SCORES} of {revision}: cannot be read ({error}); `dvc repro score` at that revision makes it anew"
         ) from error
-    signature = OF_INTERVALS.sub("", _parsed(ROUGE, revision)["signature"])
+    signature = read_mapping(ROUGE, revision)["signature"]
     return Scored(revision, signature, tuple(scores["id"]), scores["pruned_rouge2"].to_numpy())
 
 
@@ -218,10 +206,10 @@ def read_curve(revision: str | None = None, side: Literal["dense", "pruned"] = "
 
     Raises LopsideError where the revision or its file is not there, or the file has no such figures.
     """
-    params, where = _parsed(PARAMS, revision), revision or "workspace"
-    enc, dec = (_leaf(params, key, f"{PARAMS} of {where}") for key in ("enc", "dec"))
+    params, where = read_mapping(PARAMS, revision), revision or "workspace"
+    enc, dec = (leaf(params, key, f"{PARAMS} of {where}") for key in ("enc", "dec"))
     name = CURVE.format(side=side)
-    rows = csv.DictReader(_text(name, revision).splitlines())
+    rows = csv.DictReader(read_text(name, revision).splitlines())
     try:
         rouge2 = {int(row["step"]): float(row["validation_rouge2"]) for row in rows if row["validation_rouge2"]}
     except (KeyError, TypeError, ValueError) as error:
@@ -238,7 +226,7 @@ def curves_table(curves: Sequence[Curve]) -> str:
     for step in steps:
         figures = (curve.rouge2.get(step) for curve in curves)
         rows.append([f"{step:,}", *("" if figure is None else f"{figure:.2f}" for figure in figures)])
-    return _markdown(rows)
+    return markdown_table(rows)
 
 
 def curves_png(curves: Sequence[Curve], path: str | Path) -> None:
@@ -261,61 +249,12 @@ def curves_png(curves: Sequence[Curve], path: str | Path) -> None:
     axes.set_ylabel("ROUGE-2 on validation documents")
     axes.grid(alpha=0.3)
     axes.legend(title="enc-dec")
-    _save(figure, path)
+    save(figure, path)
 
 
-def _save(figure: Figure, path: str | Path) -> None:
-    with new_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150, metadata={"Software": None})
-
-
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells, the second of which is the rule below the header, as Markdown."""
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def _text(name: str, revision: str | None) -> str:
-    if revision is None and Path(name).is_file():
-        return Path(name).read_text(encoding="utf-8")
-    if revision is not None:
-        shown = _git("show", f"{_commit(revision)}:./{name}")
-        if shown is not None:
-            return shown
-    raise LopsideError(f"{name} of {revision or 'workspace'}: there is no such file")
-
-
-def _commit(revision: str) -> str:
-    """The commit of a git revision or, by its name, of a DVC experiment: refs/exps/<2 digits>/<38 digits>/<name>."""
-    found = (_git("rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}") or "").split()
-    found = found or (_git("for-each-ref", "--format=%(objectname)", f"refs/exps/*/*/{revision}") or "").split()
-    if len(found) != 1:
-        many = "several experiments have this name" if found else "there is no such git revision or experiment"
-        raise LopsideError(f"{revision}: {many}; see `git log` and `dvc exp list --all-commits`")
-    return found[0]
-
-
-def _git(*arguments: str) -> str | None:
-    """What git prints; None where it fails."""
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True)
-    return done.stdout if done.returncode == 0 else None
-
-
-def _parsed(name: str, revision: str | None) -> dict[str, Any]:
-    text, where = _text(name, revision), revision or "workspace"
-    try:
-        value = json.loads(text) if name.endswith(".json") else yaml.safe_load(text)
-    except (json.JSONDecodeError, yaml.YAMLError) as error:
-        raise LopsideError(f"{name} of {where}: cannot be read") from error
-    if not isinstance(value, dict):
-        raise LopsideError(f"{name} of {where}: holds no figures")
-    return value
-
-
-def _leaf(tree: Any, key: str, where: str) -> float:
-    for part in key.split("."):
-        tree = tree.get(part) if isinstance(tree, dict) else None
-    if not isinstance(tree, int | float):
-        raise LopsideError(f"{where}: there is no figure {key}")
-    return tree
 
 
 def _with_interval(figure: Any, key: str) -> tuple[float, float, float]:

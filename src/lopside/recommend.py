@@ -1,0 +1,214 @@
+"""Which cell to take: the fastest that loses no more than asked, or the one that loses least of those fast enough.
+
+A cell counts by the far end of its interval, so that what is recommended is as good as asked even if it was lucky.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from lopside.errors import LopsideError
+from lopside.estimates import Estimate
+from lopside.history import HISTORY, Row
+from lopside.params import load_params
+from lopside.repository import SHORT, experiments
+from lopside.study import Cell, Pair, Speed, Study, in_words, studies
+
+ALL = 6
+SEEDS = 3
+"""How many are asked for where there are fewer."""
+MOST = 3
+"""Cells that might do better, and are named."""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What is asked of a cell."""
+
+    bound: Callable[[Cell, Speed], Estimate | None]
+    """What must reach ``least``; its interval decides."""
+    least: float
+    wish: Callable[[Cell, Speed], Estimate | None]
+    """What is to be as great as possible."""
+    words: str
+
+    @classmethod
+    def of(cls, max_loss: float | None, min_retained: str | None, min_speedup: float | None) -> Goal:
+        """The goal of the one option that is given. Raises LopsideError where there is not one, or it is refused."""
+        if sum(option is not None for option in (max_loss, min_retained, min_speedup)) != 1:
+            raise LopsideError("give one of --max-loss, --min-retained and --min-speedup, as in --max-loss 1.0")
+        if max_loss is not None:
+            _check("--max-loss", max_loss, 0 <= max_loss < math.inf, "ROUGE-2 points of 0 or more")
+            return cls(_delta, -max_loss, _speedup, f"loses at most {max_loss:g} ROUGE-2 points")
+        if min_retained is not None:
+            share = _share(min_retained)
+            return cls(_retained, share, _speedup, f"retains at least {share:.4g} of dense's ROUGE-2")
+        assert min_speedup is not None
+        _check("--min-speedup", min_speedup, 0 < min_speedup < math.inf, "a number above 0")
+        return cls(_speedup, min_speedup, _delta, f"is at least {min_speedup:g} times as fast as dense")
+
+
+@dataclass(frozen=True)
+class Advice:
+    """The answer, line by line."""
+
+    found: bool
+    lines: list[str]
+
+
+def advise(rows: Sequence[Row], goal: Goal, speed: Speed) -> Advice:
+    """The cell of the history that reaches the goal best, how sure that is, and what would make it surer.
+
+    Goes by the study of most cells of the model and data set that params.yaml names. Raises LopsideError where there is
+    none, or it was not timed so.
+    """
+    study = _study_of(rows, speed)
+    cells = [cell for cell in study.cells.values() if goal.bound(cell, speed) and goal.wish(cell, speed)]
+
+    def bound(cell: Cell) -> Estimate:
+        return _known(goal.bound(cell, speed))
+
+    def wished(cell: Cell) -> Estimate:
+        return _known(goal.wish(cell, speed))
+
+    def wish(cell: Cell) -> float:
+        return wished(cell).value
+
+    sure = [cell for cell in cells if bound(cell).low >= goal.least]
+    best = max(sure, key=wish, default=None)
+    better = [cell for cell in cells if best is None or wish(cell) > wish(best)]
+    maybe = sorted(
+        (cell for cell in better if bound(cell).low < goal.least <= bound(cell).high), key=wish, reverse=True
+    )
+    lines = [f"{study.title}, {_number(len(study.cells), 'cell')}, timed on {study.first.machine}"]
+    if best is None:
+        lines.append(f"Of no measured cell it is sure that it {goal.words}.")
+        if not maybe and cells:
+            nearest = max(cells, key=lambda cell: bound(cell).value)
+            lines.append(f"The nearest is {_in_words(nearest, speed)}.")
+    else:
+        lines += [f"{_in_words(best, speed)}.", *_certainty(best, goal)]
+        as_good = [cell.label for cell in sure if cell is not best and _reaches(wished(cell), wished(best))]
+        if as_good:
+            lines.append(f"Within the intervals as good: {', '.join(as_good)}.")
+    lines += _next(study, best, maybe[:MOST], goal, speed)
+    if best is not None:
+        lines += _commands(best)
+    return Advice(best is not None, lines)
+
+
+def _study_of(rows: Sequence[Row], speed: Speed) -> Study:
+    found = studies(rows)
+    if not found:
+        raise LopsideError(f"{HISTORY}: holds no row to recommend from; `lopside sweep` and `lopside report` make some")
+    params = load_params()
+    named = [study for study in found if (study.first.model, study.first.dataset) == (params.model, params.dataset)]
+    if not named:
+        there = sorted({f"{study.first.model} on {study.first.dataset}" for study in found})
+        raise LopsideError(
+            f"{HISTORY}: has no row of {params.model} on {params.dataset}, which params.yaml names; there are: "
+            + "; ".join(there)
+        )
+    timed = [study for study in named if speed in study.speeds]
+    if not timed:
+        there = sorted({f"--setting {setting} --batch {batch}" for study in named for setting, batch in study.speeds})
+        raise LopsideError(f"--setting {speed[0]} --batch {speed[1]}: was not timed; there are: {', '.join(there)}")
+    return timed[0]
+
+
+def _certainty(cell: Cell, goal: Goal) -> list[str]:
+    sure = f"It {goal.words} even at the far end of its 95% interval"
+    singles = [f"{row.figure('delta.rouge2'):+.2f}" for row in cell.rows]
+    if len(singles) == 1:
+        return [f"{sure}, so far as one training can tell."]
+    return [f"{sure}, the mean of {len(singles)} seeds, which by themselves are {', '.join(singles)} points."]
+
+
+def _next(study: Study, best: Cell | None, maybe: Sequence[Cell], goal: Goal, speed: Speed) -> list[str]:
+    """What to measure, where that might change the answer."""
+    lines = [f"Perhaps {_in_words(cell, speed)}: its interval does not say." for cell in maybe]
+    few = [cell for cell in [*maybe, *([best] if best else [])] if len(cell.rows) < SEEDS and cell.label != "6-6"]
+    if few and study.first.strategy != "explicit":
+        labels = ", ".join(cell.label for cell in few)
+        lines.append(f"Of {labels} fewer than {SEEDS} seeds were trained: `{_sweep(study, few, SEEDS)}`")
+    if best and study.in_sixths and (new := _neighbours(study, best, goal)):
+        lines.append(f"Not measured yet, and perhaps better: `{_sweep(study, new, 1)}`")
+    return lines
+
+
+def _neighbours(study: Study, best: Cell, goal: Goal) -> list[Pair]:
+    """Cells that were not measured and have a sixth less of one stack or, where loss is what counts, more."""
+    step = 1 if goal.wish is _delta else -1
+    pairs = [(best.enc + step, best.dec), (best.enc, best.dec + step)]
+    return [pair for pair in pairs if pair not in study.cells and all(1 <= amount <= ALL for amount in pair)]
+
+
+def _sweep(study: Study, cells: Sequence[Cell | Pair], seeds: int) -> str:
+    labels = [cell.label if isinstance(cell, Cell) else "{}-{}".format(*cell) for cell in cells]
+    many = ["--seeds", str(seeds)] if seeds > 1 else []
+    return shlex.join(["lopside", "sweep", ",".join(labels), *many, *_settings(study.first)])
+
+
+def _commands(cell: Cell) -> list[str]:
+    """How to have the model: from its experiment, where that is here, or by running it again."""
+    row = cell.rows[0]
+    here = [each.name for each in experiments(row.experiment) if each.commit[:SHORT] == row.commit]
+    shares = [] if row.strategy == "explicit" else ["-S", f"enc={row.enc}", "-S", f"dec={row.dec}"]
+    run = ["dvc", "exp", "run", *shares, "-S", f"seed={row.seed}"]
+    apply = [f"To have it:  dvc exp apply {row.experiment}"] if here else []
+    again = f"To run it {'again' if here else 'anew'}, as at revision {row.revision}:"
+    return [*apply, f"{again}  {shlex.join([*run, *_settings(row)])}"]
+
+
+def _settings(row: Row) -> list[str]:
+    """What else the row was run with, as options."""
+    settings = [f"keep.strategy={row.strategy}", *shlex.split(row.overrides)]
+    return [part for setting in settings for part in ("-S", setting)]
+
+
+def _in_words(cell: Cell, speed: Speed) -> str:
+    speedup = "{:.2f}x [{:.2f}, {:.2f}]".format(*_known(cell.speedup(speed)))
+    kept = f", {cell.retained.value:.1%} retained" if cell.retained else ""
+    delta = "{:+.2f} [{:+.2f}, {:+.2f}]".format(*cell.delta)
+    return f"{cell.label}: {speedup} at {in_words(speed[0])}, batch {speed[1]}; ROUGE-2 {delta} points{kept}"
+
+
+def _reaches(one: Estimate, other: Estimate) -> bool:
+    return one.high >= other.low
+
+
+def _delta(cell: Cell, _: Speed) -> Estimate:
+    return cell.delta
+
+
+def _retained(cell: Cell, _: Speed) -> Estimate | None:
+    return cell.retained
+
+
+def _speedup(cell: Cell, speed: Speed) -> Estimate | None:
+    return cell.speedup(speed)
+
+
+def _known(estimate: Estimate | None) -> Estimate:
+    assert estimate
+    return estimate
+
+
+def _share(text: str) -> float:
+    match = re.fullmatch(r"\s*(\d+(\.\d*)?|\.\d+)\s*(%?)\s*", text)
+    share = float(match[1]) / (100 if match[3] else 1) if match else math.nan
+    _check("--min-retained", text, 0 < share <= 1.5, "a share such as 95% or 0.95")
+    return share
+
+
+def _check(option: str, value: object, fits: bool, allowed: str) -> None:
+    if not fits:
+        raise LopsideError(f"{option}: {value} is refused; allowed: {allowed}")
+
+
+def _number(count: int, one: str) -> str:
+    return f"{count} {one if count == 1 else one + 's'}"

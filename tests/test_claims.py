@@ -1,0 +1,147 @@
+"""The claims table on rows whose figures are plain: a sixth of the encoder costs 1 point, one of the decoder 0.5."""
+
+from dataclasses import replace
+
+import pytest
+
+from lopside import claims
+from lopside.claims import FAILS, HOLDS, UNDECIDED, UNMEASURED, fits, same_across, study_verdicts
+from lopside.history import Row
+from lopside.study import Study, main_studies, studies
+from tests.rows import grid, row
+
+SPEED = ("fixed", 1)
+
+
+def study(rows: list[Row]) -> Study:
+    (found,) = studies(rows)
+    return found
+
+
+def without(rows: list[Row], *cells: tuple[int, int]) -> list[Row]:
+    return [each for each in rows if (each.enc, each.dec) not in cells]
+
+
+def test_accuracy_follows_the_encoder() -> None:
+    # 6-x minus x-6 is half a point for each sixth missing: 2.5, 2, 1.5, 1 and 0.5; each reaches 0.5 * sqrt(2).
+    found = claims.accuracy_follows_encoder(study(grid()))
+    assert found.ours == "+1.50 [+0.79, +2.21] points, above 0 in 5 of 5, x = 1 to 5"
+    assert found.theirs == "+0.94 points, above 0 in 9 of 14"
+    assert found.verdict == HOLDS
+    assert claims.accuracy_follows_encoder(study(grid(width=1.2))).verdict == UNDECIDED
+    assert claims.accuracy_follows_encoder(study(without(grid(), *((x, 6) for x in range(1, 6))))).verdict == UNMEASURED
+    some = claims.accuracy_follows_encoder(study(without(grid(), (6, 2), (4, 6))))
+    assert some.ours.endswith("in 3 of 3, x = 1, 3, 5")
+
+
+def test_accuracy_may_follow_the_decoder_instead() -> None:
+    swapped = [row(each.dec, each.enc, each.figure("delta.rouge2")) for each in grid()]
+    assert claims.accuracy_follows_encoder(study(swapped)).verdict == FAILS
+
+
+def test_latency_follows_the_decoder() -> None:
+    # 36 / (12 + 4x) for 6-x, 36 / (24 + 2x) for x-6: 26/16, 28/20, 30/24, 32/28 and 34/32.
+    found = claims.latency_follows_decoder(study(grid()), SPEED)
+    product = 26 / 16 * 28 / 20 * 30 / 24 * 32 / 28 * 34 / 32
+    assert found.ours.startswith(f"{product ** (1 / 5):.2f}x [")
+    assert found.ours.endswith("above 1 in 5 of 5, x = 1 to 5")
+    assert (found.verdict, found.speed) == (HOLDS, SPEED)
+    assert found.theirs == "1.62x, above 1 in 30 of 30"
+    assert (
+        claims.latency_follows_decoder(study(without(grid(), *((6, x) for x in range(1, 6)))), SPEED).verdict
+        == UNMEASURED
+    )
+
+
+def test_the_authors_times_stand_beside_the_papers_setting_where_that_was_timed() -> None:
+    both = study(grid(speeds=(SPEED, ("paper", 16))))
+    assert claims.latency_follows_decoder(both, SPEED).theirs == ""
+    assert claims.latency_follows_decoder(both, ("paper", 16)).theirs == "0.81x, above 1 in 5 of 30"
+    odd = study(grid(speeds=(("fixed", 4),)))
+    assert claims.latency_follows_decoder(odd, ("fixed", 4)).theirs == ""
+
+
+def test_asymmetric_beats_symmetric() -> None:
+    symmetric = [row(6, 6), row(3, 3, -4.5, 2)]
+    # 6-2 is slower, 6-1 is as fast within the intervals, 0.1 to each side, and 2-1 is faster and worse.
+    others = [row(6, 2, -2, 1.75), row(6, 1, -2.5, 1.85), row(2, 1, -4, 3)]
+    found = claims.asymmetric_beats_symmetric(study([*symmetric, *others]), SPEED)
+    assert found.ours == "+2.00 [+1.29, +2.71] points, above 0 in 1 of 1, x = 3"
+    assert found.verdict == HOLDS
+    assert claims.asymmetric_beats_symmetric(study([*symmetric, *others[::2]]), SPEED).verdict == UNDECIDED
+    assert claims.asymmetric_beats_symmetric(study([*symmetric, others[0]]), SPEED).verdict == UNMEASURED
+    assert claims.asymmetric_beats_symmetric(study(others), SPEED).verdict == UNMEASURED
+
+
+@pytest.mark.parametrize(
+    ("delta", "speedup", "verdict"),
+    [
+        (-0.9, 2.7, HOLDS),
+        (-1.1, 2.7, UNDECIDED),
+        (-0.9, 2.55, UNDECIDED),
+        (-1.9, 2.7, UNDECIDED),
+        (-2.1, 2.7, FAILS),
+        (-0.9, 2.3, FAILS),
+    ],
+)
+def test_about_three_times_for_about_a_point(delta: float, speedup: float, verdict: str) -> None:
+    rows = [*grid(((6, 6), (6, 3))), row(6, 1, delta, speedup)]
+    found = claims.three_for_one(study(rows), SPEED)
+    assert found.verdict == verdict
+    if speedup >= 2.5:
+        assert found.ours.startswith(f"6-1: {speedup:.2f}x [{speedup - 0.1:.2f}, {speedup + 0.1:.2f}], {delta:+.2f} [")
+    else:
+        assert found.ours.startswith("none; the fastest is 6-1: 2.30x")
+    assert "base xsum 6-1: 2.70x, -1.96" in found.theirs
+
+
+def test_without_a_shallow_decoder_there_is_no_verdict() -> None:
+    assert claims.three_for_one(study(grid(((6, 6), (3, 3)))), SPEED).verdict == UNMEASURED
+
+
+REDUCED = ((6, 6), (6, 3), (6, 1), (3, 6), (1, 6), (3, 3), (1, 1))
+
+
+def across(*groups: list[Row]) -> claims.Verdict:
+    return same_across(main_studies(studies([each for group in groups for each in group])))
+
+
+def test_the_same_order_everywhere() -> None:
+    # 6-1 loses 2.5, 3-3 4.5, 1-6 5.
+    one, other = grid(REDUCED, width=0.2), grid(REDUCED, dataset="xsum", width=0.2)
+    found = across(one, other)
+    assert found.verdict == HOLDS
+    assert "docs-bart-mini on xsum: 6-1 > 3-3 > 1-6, by +2.00 [" in found.ours
+    assert "small cnn_dailymail: 3-3 > 1-6 > 6-1" in found.theirs
+    assert across(one).verdict == UNMEASURED
+    assert across(one, without(other, (3, 3))).verdict == UNMEASURED
+    assert across(one, grid(REDUCED, dataset="xsum", width=0.5)).verdict == UNDECIDED
+    turned = [row(each.dec, each.enc, each.figure("delta.rouge2"), dataset="xsum") for each in one]
+    assert across(one, turned).verdict == FAILS
+
+
+def test_a_study_has_a_row_for_each_claim_and_each_time() -> None:
+    found = study_verdicts(study(grid(speeds=(("fixed", 1), ("fixed", 8), ("paper", 1)))))
+    assert [(each.claim[0], each.speed) for each in found] == [
+        ("1", None),
+        *[(number, speed) for number in "234" for speed in (("fixed", 1), ("fixed", 8), ("paper", 1))],
+    ]
+
+
+def test_rows_without_a_speedup_have_no_verdict_on_speed() -> None:
+    bare = [replace(each, figures={k: v for k, v in each.figures.items() if "speedup" not in k}) for each in grid()]
+    assert [each.verdict for each in study_verdicts(study(bare))] == [HOLDS, UNMEASURED, UNMEASURED, UNMEASURED]
+
+
+def test_the_regression_finds_what_a_sixth_costs() -> None:
+    ours, theirs = fits(main_studies(studies(grid())))
+    (fit,) = ours
+    assert (fit.subject, fit.cells) == ("docs-bart-mini on docstrings", 15)
+    assert (fit.encoder.value, fit.decoder.value) == pytest.approx((1, 0.5))
+    assert {fit.subject: fit.cells for fit in theirs} == {
+        "flan-t5-small on cnn_dailymail": 12,
+        "flan-t5-small on xsum": 6,
+        "flan-t5-base on xsum": 8,
+        "flan-t5-large on cnn_dailymail": 10,
+    }
+    assert fits(main_studies(studies(grid(((6, 6), (6, 1), (1, 6))))))[0] == []

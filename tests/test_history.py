@@ -1,0 +1,148 @@
+"""metrics/history.csv as a file: what is written is read, and what was broken by hand is named."""
+
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lopside.errors import LopsideError
+from lopside.history import Row, changes, flat, read_history, seedless, write_history
+from tests.rows import row
+from tests.test_pipeline import ROOT, commit, run
+
+ROWS = [
+    row(6, 1, -1.5, 2.5),
+    row(3, 3, -2, 1.9, speeds=(("fixed", 1), ("natural", 8)), stale="revision abc1234 is gone"),
+]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "history.csv"
+    write_history(ROWS, path)
+    return path
+
+
+def test_what_is_written_is_read(file: Path) -> None:
+    assert read_history(file) == ROWS
+    before = file.read_bytes()
+    write_history(read_history(file), file)
+    assert file.read_bytes() == before
+
+
+@given(
+    st.floats(-90, 90), st.floats(0.2, 50), st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), min_size=1)
+)
+def test_any_figures_and_texts_are_read_back(delta: float, speedup: float, text: str) -> None:
+    rows = [row(6, 1, delta, speedup, dataset=text, signature=f'{text}|"', overrides=text)]
+    with tempfile.TemporaryDirectory() as folder:
+        write_history(rows, Path(folder) / "history.csv")
+        assert read_history(Path(folder) / "history.csv") == rows
+
+
+def test_columns_are_named_as_dvc_names_them_and_a_new_setting_adds_its_own(file: Path, tmp_path: Path) -> None:
+    header = file.read_text().splitlines()[0].split(",")
+    assert {"enc", "keep.strategy", "train.max_steps", "delta.rouge2_low", "parameters.pruned"} < set(header)
+    assert {"fixed.batch_1.speedup", "natural.batch_8.speedup_high"} < set(header)
+    write_history(ROWS[:1], tmp_path / "less.csv")
+    less = (tmp_path / "less.csv").read_text().splitlines()[0].split(",")
+    assert set(header) - set(less) == {
+        f"natural.batch_8.{leaf}" for leaf in ("dense_ms", "pruned_ms", "speedup", "speedup_low", "speedup_high")
+    }
+
+
+def test_a_row_more_is_a_line_more(file: Path) -> None:
+    before = file.read_text()
+    write_history([*ROWS, row(1, 6, -4, 1.2)], file)
+    assert file.read_text().startswith(before)
+    assert file.read_text().count("\n") == before.count("\n") + 1
+
+
+def test_no_file_and_an_empty_one_have_no_rows(tmp_path: Path) -> None:
+    assert read_history(tmp_path / "none.csv") == []
+    (tmp_path / "empty.csv").touch()
+    assert read_history(tmp_path / "empty.csv") == []
+    write_history([], tmp_path / "header.csv")
+    assert read_history(tmp_path / "header.csv") == []
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("2026-01-31", "31.1.2026", r"line 2: date: '31.1.2026' is refused; allowed: a day as 2026-01-31"),
+        ("docstrings,docs-bart-mini,6,1,", "docstrings,docs-bart-mini,6,0,", r"line 2: dec: '0' is refused"),
+        ("-1.5,-2,-1", "abc,-2,-1", r"line 2: delta.rouge2: 'abc' is refused; allowed: a number"),
+        ("-1.5,-2,-1", "nan,-2,-1", r"line 2: delta.rouge2: 'nan' is refused"),
+        ("-1.5,-2,-1", ",-2,-1", r"line 2: delta.rouge2: '' is refused; allowed: a number"),
+        ("-1.5,-2,-1", "-15,-2,-1", r"line 2: delta.rouge2: -15 is outside its own interval, -2 to -1"),
+        ("-1.5,-2,-1", "-1.5;-2;-1", r"line 2: has \d+ fields, and the header has \d+"),
+        ('"made-up CPU, 2 cores"', '"made-up CPU, 2 cores', r"line 2: is no line of a CSV file"),
+        ("0 1 2 3 4 5,5", "5 1 2,5", r"line 2: encoder_kept: '5 1 2' is refused; allowed: rising"),
+        ("e6-d1-uniform", "<<<<<<< HEAD\ne6-d1-uniform", r"line 2: git's mark of a conflict"),
+        ("e3-d3", "\ne3-d3", r"line 3: has 0 fields"),
+        ("delta.rouge2,", "delta.rouge3,", r"line 1: the header is not .*: 'delta.rouge3' is unknown"),
+        ("dataset,model", "model,dataset", r"line 1: the header is not .*, which are in this order"),
+        (",stale", "", r"line 1: the header is not .*: 'stale' is missing"),
+        ("fixed.batch_1.speedup_low,", "", r"line 1: the header is not .*: 'fixed.batch_1.speedup_low' is missing"),
+    ],
+)
+def test_a_line_broken_by_hand_is_named(file: Path, before: str, after: str, message: str) -> None:
+    text = file.read_text()
+    assert before in text
+    file.write_text(text.replace(before, after, 1))
+    with pytest.raises(LopsideError, match=rf"^{file}, {message}"):
+        read_history(file)
+
+
+def test_a_row_that_is_there_twice_is_named(file: Path) -> None:
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join([*lines, lines[1]]) + "\n")
+    with pytest.raises(LopsideError, match=r"line 4: experiment e6-d1-uniform-s0-abc1234 of \w{7} is there before"):
+        read_history(file)
+
+
+def test_two_branches_that_both_appended_merge_by_themselves(tmp_path: Path) -> None:
+    shutil.copy(ROOT / ".gitattributes", tmp_path)
+    path = tmp_path / "metrics/history.csv"
+
+    def append(*rows: Row) -> None:
+        write_history(rows, path)
+        commit(tmp_path)
+
+    run("git", "init", "--quiet", "--initial-branch=main", folder=tmp_path)
+    append(ROWS[0])
+    run("git", "checkout", "--quiet", "-b", "other", folder=tmp_path)
+    append(ROWS[0], row(1, 6))
+    run("git", "checkout", "--quiet", "main", folder=tmp_path)
+    append(ROWS[0], row(6, 3))
+    run("git", "merge", "--quiet", "--no-edit", "other", folder=tmp_path)
+    assert [(each.enc, each.dec) for each in read_history(path)] == [(6, 1), (6, 3), (1, 6)]
+
+
+def test_what_is_no_text_is_named(file: Path) -> None:
+    file.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(LopsideError, match=r"cannot be read: it is no UTF-8 text file"):
+        read_history(file)
+
+
+def test_a_missing_figure_is_named() -> None:
+    bare = replace(ROWS[0], figures={})
+    with pytest.raises(LopsideError, match=r"^metrics/history.csv: e6-d1-uniform-s0-abc1234 has no delta.rouge2"):
+        bare.figure("delta.rouge2")
+
+
+def test_changes_are_said_as_dvc_takes_them() -> None:
+    base = flat(
+        {"enc": 6, "data": {"prefix": "", "skip_bad": False}, "train": {"learning_rate": "5e-4", "epochs": 1.0}}
+    )
+    params = base | {"enc": 1, "data.prefix": "a b", "data.skip_bad": True, "keep.encoder": [0, 2], "train.epochs": 1.0}
+    assert base["train.learning_rate"] == 0.0005
+    assert changes(base, params) == ['data.prefix="a b"', "data.skip_bad=true", "keep.encoder=[0,2]"]
+
+
+def test_a_signature_without_its_seed() -> None:
+    assert seedless("a:1|seed:12|b:2") == seedless("a:1|seed:3|b:2") == "a:1|b:2"

@@ -1,0 +1,230 @@
+"""The report as a page: what it says, that it needs nothing else, and how a browser shows it."""
+
+import html
+import re
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from lopside import page as module
+from lopside.commands import main
+from lopside.examples import Example
+from lopside.history import Row, write_history
+from lopside.page import plain, to_html, write_report
+from tests.rows import grid, row
+
+SPEEDS = (("fixed", 1), ("fixed", 8), ("natural", 1), ("paper", 1))
+REDUCED = ((6, 6), (6, 3), (6, 1), (3, 6), (1, 6), (3, 3), (1, 1))
+
+
+def history() -> list[Row]:
+    """The paper's grid of one model, with three seeds of some cells; a part of it on other data."""
+    more = [
+        row(each.enc, each.dec, each.figure("delta.rouge2") - 0.1, 1.7, seed=1, speeds=SPEEDS) for each in grid()[:3]
+    ]
+    return [*grid(speeds=SPEEDS), *more, *grid(REDUCED, dataset="./tickets_*.csv", documents=60)]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to be in, with no git."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    return tmp_path
+
+
+def test_the_page_has_all_its_parts_and_pictures(folder: Path) -> None:
+    drawn = write_report(history(), folder / "report")
+    text = (folder / "report/report.md").read_text()
+    for heading in (
+        "# What lopside measured",
+        "## The paper's claims",
+        "## docs-bart-mini on docstrings, uniform",
+        "## docs-bart-mini on ./tickets\\_\\*.csv, uniform",
+        "## Average degradation",
+        "## ROUGE-2 lost for each sixth of the layers",
+        "## Three documents",
+        "## How it was measured",
+    ):
+        assert f"\n{heading}\n" in f"\n{text}"
+    kinds = [f"tradeoff-{setting}" for setting in ("fixed", "natural", "paper")] + ["heat-maps", "lines", "sizes"]
+    others = ["2-tradeoff-fixed", "2-heat-maps", "2-lines", "2-sizes", "pooled"]
+    assert [path.stem for path in drawn] == kinds + others
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
+    # Five claims, in one table, each with a verdict.
+    table = text.split("With times of the paper's setting, batch 1:")[1].split("\n\n")[1].splitlines()[2:]
+    assert [line[2] for line in table] == list("12345")
+    assert all(re.search(r"\| \*\*(holds|does not hold|undecided|not measured)\*\* \|$", line) for line in table)
+    assert "| 6-1 | 0 | 20.0 M | 20.00 | 17.50 | -2.50 [-3.00, -2.00] |  | 87.5% [85.0%, 90.0%] |" in text
+    assert "| 6-5 | 0, 1 | 28.0 M | 20.00 | 19.45 | -0.55 [-1.05, -0.05] | -0.60 to -0.50 |" in text
+
+
+def test_equal_rows_make_equal_files(folder: Path) -> None:
+    for name in ("one", "two"):
+        write_report(history()[:5], folder / name)
+    names = [path.name for path in sorted((folder / "one").iterdir())]
+    assert names == [path.name for path in sorted((folder / "two").iterdir())]
+    assert all((folder / "one" / name).read_bytes() == (folder / "two" / name).read_bytes() for name in names)
+
+
+def test_the_html_needs_no_other_file(folder: Path) -> None:
+    drawn = write_report(history(), folder / "report")
+    page = (folder / "report/report.html").read_text()
+    sources = re.findall(r'src="([^"]{0,30})', page)
+    assert len(sources) == len(drawn)
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert not re.search(r"https?://|<script|<link|url\(", re.sub(r"data:image/png;base64,[\w+/=]+", "", page))
+    assert all(re.findall(r'<img [^>]*alt="([^"]*)"', page))
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [row(6, 1, -1, 2)],
+        [row(6, 6, width=0.0)],
+        [row(12, 2, -1, 2, unit="layers")],
+        [row(2, 2, -1, 2, strategy="explicit")],
+        [row(6, 1, -1, 2), row(6, 1, -1, 3, machine="another")],
+        [row(6, 1, -1, 2, stale="revision abc1234 is gone")],
+        [row(6, 1, -1, 2, speeds=(("by_hand", 4),))],
+        grid(speeds=()),
+    ],
+    ids=["one row", "6-6 alone", "layers", "explicit", "two machines", "stale", "another setting", "nothing timed"],
+)
+def test_little_or_odd_history_makes_a_page(folder: Path, rows: list[Row]) -> None:
+    write_report(rows, folder / "report")
+    text = (folder / "report/report.md").read_text()
+    assert "not measured" in text or "Nothing was measured yet" in text
+    assert ("are stale" in text) == bool(rows[0].stale)
+
+
+def test_rows_of_two_machines_never_share_a_picture(folder: Path) -> None:
+    drawn = write_report([row(6, 1, -1, 2), row(6, 3, -1, 2), row(6, 1, -1, 3, machine="another")], folder / "report")
+    text = (folder / "report/report.md").read_text()
+    assert text.count("\n## docs-bart-mini on docstrings, uniform\n") == 2
+    assert "2 cells, 1 seed each; made-up CPU, 2 cores" in text
+    assert "1 cell, 1 seed each; another" in text
+    assert [path.name for path in drawn if "tradeoff" in path.name] == ["tradeoff-fixed.png", "2-tradeoff-fixed.png"]
+
+
+def test_figures_that_are_missing_are_left_empty(folder: Path) -> None:
+    bare = [
+        replace(
+            each,
+            figures={key: value for key, value in each.figures.items() if not key.startswith(("retained", "dense"))},
+        )
+        for each in grid(REDUCED)
+    ]
+    write_report(bare, folder / "report")
+    assert "| 6-1 | 0 | 20.0 M |  | 17.50 | -2.50 [-3.00, -2.00] |  |  |" in (folder / "report/report.md").read_text()
+
+
+def test_documents_are_shown_as_they_are(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nasty = "<script>alert(1)</script> | `a` *b* [x](http://x.org) <http://y.org> $z$ &amp;\n# heading"
+    example = Example(nasty, nasty, nasty, "", {"dense": 12.34, "pruned": 0.0})
+    monkeypatch.setattr(module, "read_examples", lambda row: [example])
+    write_report(history()[:5], folder / "report")
+    page = (folder / "report/report.html").read_text()
+    shown = html.escape(nasty.replace("\n", " "))
+    assert f"<p><strong>Document:</strong> {shown}</p>" in page
+    assert f"<td>{shown}</td>\n<td>(empty)</td>" in page
+    assert "<th>dense, 12.3</th>\n<th>pruned, 0.0</th>" in page
+    assert "<a " not in page
+    assert "<script" not in page
+
+
+def test_without_the_cache_the_examples_are_left_out_with_a_sentence(folder: Path) -> None:
+    write_report(history()[:1], folder / "report")
+    said = "Left out: the summaries of e6-d6-uniform-s0-abc1234 cannot be read here (there is no commit "
+    assert said in (folder / "report/report.md").read_text()
+
+
+def test_plain_text_is_one_line_of_markdown_that_shows_as_it_is() -> None:
+    assert plain("a_b  c\n|d") == r"a\_b c \|d"
+    assert "<p>a_b c |d</p>" in to_html(plain("a_b  c\n|d"), Path())
+    assert "<p>&lt;b&gt;d&lt;/b&gt;</p>" in to_html("<b>d</b>", Path())
+
+
+def test_the_command_writes_the_page_and_copies_the_pictures(folder: Path) -> None:
+    write_history(history()[:3])
+    result = CliRunner().invoke(main, ["report", "--pictures", "docs"])
+    assert (result.exit_code, result.output) == (0, "metrics/history.csv: 3 rows\nreport/report.html\n"), result.output
+    assert {path.name for path in (folder / "docs").iterdir()} == {
+        path.name for path in (folder / "report").glob("*.png")
+    }
+
+
+def test_an_empty_history_is_one_clear_error_and_no_page(folder: Path) -> None:
+    for header in (False, True):
+        if header:
+            write_history([])
+        result = CliRunner().invoke(main, ["report"])
+        assert result.exit_code == 1
+        assert result.output.startswith("error: metrics/history.csv: there is no row, and no experiment to make one of")
+        assert not (folder / "report").exists()
+
+
+def test_a_broken_history_is_one_clear_error_and_no_page(folder: Path) -> None:
+    write_history(history())
+    path = folder / "metrics/history.csv"
+    path.write_text(path.read_text().replace("2026-01-31", "yesterday", 1))
+    for command in (["report"], ["recommend", "--max-loss", "1"]):
+        result = CliRunner().invoke(main, command)
+        assert result.exit_code == 1
+        assert result.output.startswith("error: metrics/history.csv, line 2: date: 'yesterday' is refused")
+    assert not (folder / "report").exists()
+
+
+def test_five_hundred_rows_take_seconds_and_no_model_library(folder: Path) -> None:
+    subjects = [(f"./model{number}", dataset) for number in range(7) for dataset in ("docstrings", "xsum")]
+    rows = [each for model, dataset in subjects for each in grid(model=model, dataset=dataset, speeds=SPEEDS)]
+    rows += [each for seed in range(1, 18) for each in grid(model="./model0", speeds=SPEEDS, seed=seed)]
+    write_history(rows[:500])
+    code = (
+        "import sys, time\nfrom lopside.history import read_history\nfrom lopside.page import write_report\n"
+        "write_report(read_history(), 'report')\n"
+        "print(time.process_time(), *{'torch', 'transformers', 'datasets'} & {*sys.modules})"
+    )
+    begun = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=None)
+    assert done.returncode == 0, done.stderr
+    seconds, *heavy = done.stdout.split()
+    assert heavy == []
+    assert float(seconds) < 10, f"{seconds} s of CPU, {time.monotonic() - begun:.1f} s in all"
+
+
+def test_a_browser_shows_all_of_it(folder: Path) -> None:
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not browser:
+        pytest.skip("no chromium is installed (Debian: apt install chromium)")
+    drawn = write_report(history(), folder / "report")
+    page = (folder / "report/report.html").read_text()
+    # The browser writes into the title what it sees.
+    look = """
+        <script>document.title = [
+            document.images.length,
+            [...document.images].every(image => image.complete && image.naturalWidth > 400),
+            document.documentElement.scrollWidth <= document.documentElement.clientWidth,
+            [...document.querySelectorAll("h2, td")].every(part => part.getBoundingClientRect().height > 10),
+        ].join(" ")</script>
+    """
+    (folder / "looked.html").write_text(page.replace("</body>", f"{look}</body>"))
+    for width in (1400, 500):  # a desk and a telephone
+        flags = [
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            f"--window-size={width},2000",
+            f"--user-data-dir={folder}/user",
+        ]
+        command = [browser, *flags, "--virtual-time-budget=5000", "--dump-dom", f"file://{folder}/looked.html"]
+        shown = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        title = re.search(r"<title>(.*?)</title>", shown.stdout)
+        assert title, shown.stderr
+        assert title[1] == f"{len(drawn)} true true true"

@@ -1,0 +1,132 @@
+"""What is recommended, how sure it is said to be, and what to do next."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from lopside.commands import main
+from lopside.history import Row, write_history
+from tests.rows import row
+
+ROOT = Path(__file__).parents[1]
+
+# The far ends of the loss: 6-6 0, 6-3 1.0, 6-2 1.4, 6-1 2.0; of the speedup 0.1 below.
+CELLS = [row(6, 6, width=0.0), row(6, 3, -0.5, 1.5), row(6, 2, -0.9, 2.0), row(6, 1, -1.5, 3.0), row(1, 6, -4, 1.2)]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the shipped params.yaml and a history, and no git."""
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    write_history(CELLS)
+    return tmp_path
+
+
+def recommend(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["recommend", *arguments])
+
+
+def label(result: Result) -> str:
+    return result.output.splitlines()[1].split(":")[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--max-loss", "1.0"], "6-3"),
+        (["--max-loss", "0.99"], "6-6"),
+        (["--max-loss", "1.4"], "6-2"),
+        (["--max-loss", "10"], "6-1"),
+        (["--min-retained", "95%"], "6-3"),
+        (["--min-retained", "0.9"], "6-1"),
+        (["--min-speedup", "1.9"], "6-2"),
+        (["--min-speedup", "1.91"], "6-1"),
+        (["--min-speedup", "0.5"], "6-6"),
+    ],
+)
+def test_the_far_end_of_the_interval_decides(arguments: list[str], expected: str) -> None:
+    result = recommend(*arguments)
+    assert (result.exit_code, label(result)) == (0, expected), result.output
+
+
+def test_what_is_said() -> None:
+    assert recommend("--max-loss", "1").output.splitlines() == [
+        "docs-bart-mini on docstrings, uniform, 5 cells, timed on made-up CPU, 2 cores",
+        "6-3: 1.50x [1.40, 1.60] at fixed output, batch 1; ROUGE-2 -0.50 [-1.00, +0.00] points, 97.5% retained.",
+        "It loses at most 1 ROUGE-2 points even at the far end of its 95% interval, so far as one training can tell.",
+        "Perhaps 6-1: 3.00x [2.90, 3.10] at fixed output, batch 1; ROUGE-2 -1.50 [-2.00, -1.00] points, 92.5% retained"
+        ": its interval does not say.",
+        "Perhaps 6-2: 2.00x [1.90, 2.10] at fixed output, batch 1; ROUGE-2 -0.90 [-1.40, -0.40] points, 95.5% retained"
+        ": its interval does not say.",
+        "Of 6-1, 6-2, 6-3 fewer than 3 seeds were trained: "
+        "`lopside sweep 6-1,6-2,6-3 --seeds 3 -S keep.strategy=uniform -S train.batch_size=64`",
+        "Not measured yet, and perhaps better: `lopside sweep 5-3 -S keep.strategy=uniform -S train.batch_size=64`",
+        "To run it anew, as at revision abc1234:  "
+        "dvc exp run -S enc=6 -S dec=3 -S seed=0 -S keep.strategy=uniform -S train.batch_size=64",
+    ]
+
+
+def test_where_none_will_do_that_is_said_and_the_status_is_1() -> None:
+    result = recommend("--min-speedup", "4")
+    assert result.exit_code == 1
+    assert result.output.splitlines()[1:] == [
+        "Of no measured cell it is sure that it is at least 4 times as fast as dense.",
+        "The nearest is 6-1: 3.00x [2.90, 3.10] at fixed output, batch 1; "
+        "ROUGE-2 -1.50 [-2.00, -1.00] points, 92.5% retained.",
+    ]
+    assert "Perhaps 6-1: 3.00x" in recommend("--min-speedup", "3").output
+
+
+def test_several_seeds_count_by_their_mean_and_are_told() -> None:
+    write_history([*CELLS, row(6, 3, -0.3, 1.5, seed=1), row(6, 3, -0.1, 1.5, seed=2)])
+    output = recommend("--max-loss", "0.8").output
+    assert "interval, the mean of 3 seeds, which by themselves are -0.50, -0.30, -0.10 points." in output
+
+
+def test_cells_that_are_as_fast_within_the_intervals_are_named() -> None:
+    write_history([*CELLS, row(5, 3, -0.4, 1.45)])
+    assert "Within the intervals as good: 5-3." in recommend("--max-loss", "1").output
+
+
+def test_other_models_and_data_take_no_part() -> None:
+    others = [row(5, 2, -0.1, 9, dataset="xsum"), row(5, 2, -0.1, 9, model="flan-t5-small")]
+    write_history([*CELLS, *others])
+    assert label(recommend("--max-loss", "1.0")) == "6-3"
+
+
+@pytest.mark.parametrize(
+    ("rows", "arguments", "message"),
+    [
+        (CELLS, [], "give one of --max-loss, --min-retained and --min-speedup"),
+        (CELLS, ["--max-loss", "1", "--min-speedup", "2"], "give one of "),
+        (CELLS, ["--max-loss", "-1"], "--max-loss: -1.0 is refused"),
+        (CELLS, ["--max-loss", "nan"], "--max-loss: nan is refused"),
+        (CELLS, ["--min-retained", "95"], "--min-retained: 95 is refused; allowed: a share such as 95% or 0.95"),
+        (CELLS, ["--min-retained", "most"], "--min-retained: most is refused"),
+        (CELLS, ["--min-speedup", "0"], "--min-speedup: 0.0 is refused"),
+        (
+            CELLS,
+            ["--max-loss", "1", "--batch", "8"],
+            "--setting fixed --batch 8: was not timed; there are: --setting fixed",
+        ),
+        (CELLS, ["--max-loss", "1", "--setting", "paper"], "--setting paper --batch 1: was not timed"),
+        ([], ["--max-loss", "1"], "metrics/history.csv: holds no row to recommend from"),
+        ([row(6, 1, stale="gone")], ["--max-loss", "1"], "metrics/history.csv: holds no row to recommend from"),
+        (
+            [row(6, 1, dataset="xsum")],
+            ["--max-loss", "1"],
+            "metrics/history.csv: has no row of docs-bart-mini on docstrings, which params.yaml names; "
+            "there are: docs-bart-mini on xsum",
+        ),
+    ],
+)
+def test_bad_input_is_one_clear_error(rows: list[Row], arguments: list[str], message: str) -> None:
+    write_history(rows)
+    result = recommend(*arguments)
+    assert (result.exit_code, result.exception.__class__) == (1, SystemExit)
+    assert result.output.startswith(f"error: {message}")
+    assert result.output.count("\n") == 1

@@ -1,0 +1,97 @@
+"""Which rows compare, and what they are together."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lopside.study import main_studies, pareto, studies
+from tests.rows import grid, row
+
+
+def test_rows_that_differ_in_layers_and_seed_alone_are_one_study() -> None:
+    (study,) = studies([row(6, 1), row(6, 1, seed=1), row(3, 3)])
+    assert {pair: len(cell.rows) for pair, cell in study.cells.items()} == {(6, 1): 2, (3, 3): 1}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"machine": "another"},
+        {"timing": "device:cuda"},
+        {"dataset": "xsum"},
+        {"model": "flan-t5-small"},
+        {"strategy": "last"},
+        {"settings": "99999999"},
+        {"signature": 'made-up|seed:0|prefix:"c"'},
+        {"unit": "layers"},
+    ],
+)
+def test_what_does_not_compare_is_another_study(other: dict[str, Any]) -> None:
+    found = studies([row(6, 1, -1), row(6, 1, -2, **other)])
+    assert [[each.figure("delta.rouge2") for each in study.rows] for study in found] == [[-2], [-1]]
+
+
+def test_explicit_layers_are_studies_of_their_own() -> None:
+    assert len(studies([row(2, 2, strategy="explicit"), row(2, 3, strategy="explicit")])) == 2
+
+
+def test_stale_rows_take_no_part_and_later_ones_replace_earlier_ones() -> None:
+    rows = [row(6, 1, -1), row(6, 1, -2, revision="def5678"), row(6, 1, -3, stale="revision 0000000 is gone")]
+    (study,) = studies(rows)
+    assert study.cells[6, 1].delta.value == -2
+    assert studies([row(6, 1, stale="gone")]) == []
+
+
+def test_the_study_of_most_cells_comes_first_and_is_the_main_one() -> None:
+    one, two = grid(((6, 6), (6, 1))), grid(((6, 6), (6, 1), (1, 6)), machine="another")
+    found = studies([*two, *one, row(3, 3, dataset="xsum")])
+    assert [len(study.cells) for study in found] == [3, 2, 1]
+    mains = main_studies(found)
+    assert {subject: len(study.cells) for subject, study in mains.items()} == {
+        ("docs-bart-mini", "docstrings"): 3,
+        ("docs-bart-mini", "xsum"): 1,
+    }
+    assert main_studies(studies([row(12, 2, unit="layers")])) == {}
+
+
+def test_seeds_are_averaged_and_so_are_the_ends() -> None:
+    (study,) = studies([row(6, 1, -1, 2), row(6, 1, -2, 3, seed=1, width=1)])
+    cell = study.cells[6, 1]
+    assert cell.delta == (-1.5, (-1.5 - 3) / 2, (-0.5 - 1) / 2)
+    assert cell.speedup(("fixed", 1)) == (2.5, 2.4, 2.6)
+    assert cell.retained == pytest.approx((0.925, (0.925 + 0.85) / 2, (0.975 + 0.95) / 2))
+    assert cell.milliseconds(("fixed", 1), "pruned") == pytest.approx((50 + 100 / 3) / 2)
+
+
+def test_a_figure_that_one_seed_lacks_is_none() -> None:
+    speeds = (("fixed", 1), ("natural", 8))
+    (study,) = studies([row(6, 1, speeds=speeds), row(6, 1, seed=1)])
+    assert study.cells[6, 1].speedup(("natural", 8)) is None
+    assert study.speeds == [("fixed", 1), ("natural", 8)]
+
+
+def test_the_usual_setting_comes_first_and_batches_in_the_order_of_their_size() -> None:
+    speeds = (("paper", 1), ("another", 1), ("fixed", 16), ("fixed", 8))
+    (study,) = studies([row(6, 1, speeds=speeds)])
+    assert study.settings == ["fixed", "paper", "another"]
+    assert study.batches("fixed") == [8, 16]
+
+
+def test_the_front_leaves_out_what_is_beaten() -> None:
+    points = {(6, 6): (1.0, 0.0), (6, 3): (1.5, -1.0), (3, 6): (1.4, -1.2), (6, 1): (2.5, -2.0), (1, 6): (2.5, -2.5)}
+    points |= {(5, 5): (1.4, -1.0)}
+    assert pareto(points) == [(6, 6), (6, 3), (6, 1)]
+
+
+@given(
+    st.dictionaries(st.tuples(st.integers(1, 6), st.integers(1, 6)), st.tuples(*[st.integers(0, 9)] * 2), min_size=1)
+)
+def test_what_is_not_on_the_front_is_beaten_by_what_is(points: dict[tuple[int, int], tuple[int, int]]) -> None:
+    front = pareto(points)
+    assert front
+    for pair, (x, y) in points.items():
+        beaten = any(points[other][0] >= x and points[other][1] >= y for other in front if other != pair)
+        assert beaten or pair in front
+    assert [points[pair] for pair in front] == sorted(points[pair] for pair in front)
