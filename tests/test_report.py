@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 from lopside.commands import main
 from lopside.errors import LopsideError
+from lopside.history import seedless
 from lopside.report import (
     Curve,
     Run,
@@ -274,7 +275,7 @@ def test_scores_come_from_the_cache_and_seeds_are_averaged(experiments: Path) ->
     assert read_scored("main").rouge2.tolist() == [0, 10]
     both = read_scored("s0,s1")
     assert (both.label, both.ids, both.rouge2.tolist()) == ("s0,s1", ("a", "b"), [5, 25])
-    assert both.signature == "rouge-score:1|beams:1"
+    assert seedless(both.signature) == "rouge-score:1|bootstrap:100|confidence:0.95|beams:1"
     result = CliRunner().invoke(main, ["compare", "main", "s0,s1", "s1"])
     assert result.exit_code == 0
     assert [line.split(" | ")[:2] for line in result.output.splitlines()[2:]] == [
