@@ -257,8 +257,8 @@ def experiments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / folder).mkdir()
     (tmp_path / "params.yaml").write_text("enc: 6\ndec: 1\n")
     with Repo.init() as repo:
-        for name, rouge2 in (("main", [0.0, 10.0]), ("s0", [0.0, 20.0]), ("s1", [10.0, 30.0])):
-            signature = {"signature": f"rouge-score:1|bootstrap:100|confidence:0.95|seed:{name[1:]}|beams:1"}
+        for name, seed, rouge2 in (("main", 0, [0.0, 10.0]), ("s0", 0, [0.0, 20.0]), ("s1", 1, [10.0, 30.0])):
+            signature = {"signature": f"rouge-score:1|bootstrap:100|confidence:0.95|seed:{seed}|beams:1"}
             (tmp_path / "metrics/rouge.json").write_text(json.dumps(ROUGE | signature))
             pd.DataFrame({"id": ["a", "b"], "pruned_rouge2": rouge2}).to_parquet("outputs/scores.parquet")
             repo.add("outputs/scores.parquet")

@@ -37,7 +37,12 @@ def environment(project: Path, **more: str) -> dict[str, str]:
 def start(project: Path, *arguments: str, **more: str) -> "subprocess.Popen[str]":
     command = [*LOPSIDE, "sweep", *arguments]
     outputs: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=project, env=environment(project, **more), **outputs)
+
+    # As at a terminal: what runs these tests may have been started to ignore the signal.
+    def listen() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    return subprocess.Popen(command, cwd=project, env=environment(project, **more), preexec_fn=listen, **outputs)
 
 
 def sweep(project: Path, *arguments: str, **more: str) -> tuple[int, str, str]:

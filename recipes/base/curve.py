@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 import pandas as pd
 
-from lopside.files import new_file
+from lopside.pictures import COLOURS, MARKERS, save
 from recipes.base.train import ROUNDS
 
 HERE = Path(__file__).parent
@@ -39,9 +39,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
 
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.subplots()
-    for (name, part), colour, marker in zip(
-        table.groupby("round", sort=False), ("#0072B2", "#D55E00"), "os", strict=False
-    ):
+    for (name, part), colour, marker in zip(table.groupby("round", sort=False), COLOURS, MARKERS, strict=False):
         axes.plot(part.tokens / 1e6, part.validation_rouge2, color=colour, marker=marker, label=name)
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
@@ -49,8 +47,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     axes.set_ylabel("ROUGE-2 on validation documents")
     axes.grid(alpha=0.3)
     axes.legend(title="round")
-    with new_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150, metadata={"Software": None})
+    save(figure, path)
 
 
 @click.command()
