@@ -76,6 +76,12 @@ def test_from_standard_input_to_standard_output(tiny_bart: Path, expected: list[
     assert result.stdout.splitlines() == expected
 
 
+def test_a_line_ends_at_its_newline_alone(tmp_path: Path) -> None:
+    file = tmp_path / "notes.txt"
+    file.write_text("one\u2028still one\x0cand still\n\nthree")
+    assert [each.text for each in module.read_documents(file)] == ["one\u2028still one\x0cand still", "", "three"]
+
+
 def test_a_run_that_was_stopped_goes_on_where_it_was(
     tmp_path: Path, tiny_bart: Path, expected: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

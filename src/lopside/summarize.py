@@ -109,12 +109,13 @@ def read_documents(source: Path, column: str = "") -> list[Document]:
         if column:
             raise LopsideError(f"--column: {column!r} is refused; {source} is read as a document a line")
         try:
-            lines = (sys.stdin if source == STDIN else source.open(encoding="utf-8")).read().splitlines()
+            text = sys.stdin.read() if source == STDIN else source.read_text(encoding="utf-8")
         except OSError as error:
             raise LopsideError(f"{source}: cannot be read: {error.strerror}") from error
         except UnicodeDecodeError as error:
             raise LopsideError(f"{source}: is not UTF-8 text at byte {error.start}") from error
-        documents = [Document(line, {}) for line in lines]
+        # Not by splitlines, to which form feeds and Unicode's own separators end a line too.
+        documents = [Document(line, {}) for line in text.removesuffix("\n").split("\n")] if text else []
     else:
         documents = list(_table(source, column))
     if not documents:
@@ -155,7 +156,7 @@ class Unfinished:
         """How many whole rows are there already. Raises LopsideError where they are of something else."""
         if not self.out.parent.is_dir():
             raise LopsideError(f"{self.out}: there is no folder {self.out.parent}")
-        if not self.record.exists():
+        if not (self.record.exists() and self.path.exists()):
             return 0
         if json.loads(self.record.read_text(encoding="utf-8"))["key"] != self.key:
             raise LopsideError(
