@@ -34,8 +34,8 @@ format: install ## rewrite the code in the style that lint checks
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-base: ## ship the base model that `dvc repro recipes/base/dvc.yaml` has trained
-	cp recipes/base/outputs/first/* models/docs-bart-mini/
+base: ## ship the base model that `dvc repro` in recipes/base has trained
+	cp recipes/base/outputs/second/* models/docs-bart-mini/
 
 # Versions without hashes, because the builds of torch (CPU, CUDA) differ in them, and without the GPU packages of one
 # build: pip adds those that torch needs.

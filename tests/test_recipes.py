@@ -15,12 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertModel
+from transformers import BartForConditionalGeneration, BertConfig, BertModel
 
+from lopside.docstrings import Pair
 from lopside.errors import LopsideError
 from recipes.base import train as recipe
 from recipes.base.curve import course, draw
 from recipes.base.evaluate import MEASURES, ROWS, markdown, share_copying, with_other_bodies
+from recipes.base.narrow import activity, cut
+from recipes.base.text import to_learn
 from recipes.base.train import Example, batches_of, collate, hidden, rate_at
 from recipes.base.warmstart import SPECIAL, trimmed_tokenizer, warm_bart
 
@@ -106,6 +109,81 @@ def test_infilling_hides_about_the_share_and_no_two_masks_touch(length: int, sha
     assert length - len(left) >= share * length
     assert 1 <= list(masked).count(7) <= length - len(left)
     assert not any(first == second == 7 for first, second in itertools.pairwise(masked))
+
+
+def small_bart(bert: Path) -> BartForConditionalGeneration:
+    _, pieces = trimmed_tokenizer(bert, [" ".join(WORDS)] * 2, min_count=2)
+    return warm_bart(bert, pieces).eval()
+
+
+BATCH = {"input_ids": torch.tensor([[4, 5, 6, 7, 8]]), "decoder_input_ids": torch.tensor([[2, 9, 5, 4]])}
+
+
+def test_nothing_is_lost_where_all_is_kept(bert: Path) -> None:
+    model = small_bart(bert)
+
+    whole = cut(model, activity(model, [BATCH]), width=16, inner=32)
+
+    assert torch.equal(whole(**BATCH).logits, model(**BATCH).logits)
+    assert whole.lm_head.weight is whole.model.shared.weight
+
+
+def test_neurons_that_do_nothing_are_the_first_to_go(bert: Path) -> None:
+    model, silent = small_bart(bert), [0, 3, 7, 8, 20, 21, 30, 31]
+    for layer in [*model.model.encoder.layers, *model.model.decoder.layers]:
+        layer.fc1.weight.data[silent], layer.fc1.bias.data[silent] = 0, 0
+
+    narrow = cut(model, activity(model, [BATCH, BATCH]), width=16, inner=24)
+
+    assert narrow.config.encoder_ffn_dim == narrow.config.decoder_ffn_dim == 24
+    assert torch.allclose(narrow(**BATCH).logits, model(**BATCH).logits, atol=1e-6)
+
+
+def test_channels_and_heads_go_together_in_every_layer(bert: Path) -> None:
+    model = small_bart(bert)
+    active = activity(model, [BATCH])
+    active["channels"] = torch.tensor([1.0, 0.0] * 8)  # every second one stays
+    for name in active:
+        if name.endswith("out_proj"):
+            active[name] = torch.tensor([0.0] * 8 + [1.0] * 8)  # and the second head
+
+    narrow = cut(model, active, width=8, inner=32)
+
+    assert narrow.config.d_model == 8
+    assert narrow.config.encoder_attention_heads == narrow.config.decoder_attention_heads == 1
+    assert torch.equal(narrow.model.shared.weight, model.model.shared.weight[:, ::2])
+    ours, theirs = (each.model.decoder.layers[1].encoder_attn for each in (narrow, model))
+    assert torch.equal(ours.k_proj.weight, theirs.k_proj.weight[8:, ::2])
+    assert torch.equal(ours.out_proj.weight, theirs.out_proj.weight[::2, 8:])
+    assert torch.equal(ours.out_proj.bias, theirs.out_proj.bias[::2])
+    assert torch.equal(ours.q_proj.bias, theirs.q_proj.bias[8:])
+    assert narrow(**BATCH).logits.shape == model(**BATCH).logits.shape
+
+
+def pair_of_words(summary: str, body: str) -> Pair:
+    return Pair(f"name: {body}".rstrip(), body, summary, "thing==1 thing")
+
+
+LONG = "the value is kept for as long as the key is there and then it is thrown away"
+
+
+def test_pairs_with_hardly_a_body_are_learnt_from_once_each_summary() -> None:
+    long, short = pair_of_words("Return the kept value", LONG), pair_of_words("Remove a given key", "")
+    found = [long, short, pair_of_words("Remove a given key", "or not"), pair_of_words("Return the kept value", "")]
+
+    assert {(pair.summary, pair.body) for pair in to_learn(found, [])} in (
+        {("Return the kept value", LONG), ("Remove a given key", body)} for body in ("", "or not")
+    )
+
+
+def test_no_summary_of_a_held_out_pair_is_learnt_in_nearly_the_same_words() -> None:
+    held_out = pair_of_words("Return the mean of all given values", LONG)
+    same, near, other = (
+        pair_of_words(summary, "")
+        for summary in ("Return the mean of all given values", "Return the mean of given values", "Return the mean")
+    )
+
+    assert to_learn([same, near, other], [held_out]) == [other]
 
 
 def test_the_decoder_reads_the_target_moved_by_one() -> None:
@@ -260,15 +338,17 @@ def test_a_disk_without_room_is_told_before_the_training(
         recipe.check_room(tmp_path, 10**6)
 
 
-def test_the_recipe_lists_the_modules_that_it_reads() -> None:
+def test_the_recipe_has_a_stage_for_each_module_and_round() -> None:
     stages = yaml.safe_load(Path("recipes/base/dvc.yaml").read_text())["stages"]
-    assert {name: stage.get("do", stage)["cmd"] for name, stage in stages.items()} == {
+    commands = {name: stage.get("do", stage)["cmd"] for name, stage in stages.items()}
+    assert {name: command.removeprefix("cd ../.. && ") for name, command in commands.items()} == {
         "text": "python -m recipes.base.text",
         "train": "python -m recipes.base.train ${key}",
-        "evaluate": "python -m recipes.base.evaluate --model recipes/base/outputs/first",
+        "narrow": "python -m recipes.base.narrow",
+        "evaluate": "python -m recipes.base.evaluate models/docs-bart-mini",
     }
     starts = {name: item["start"] for name, item in stages["train"]["foreach"].items()}
-    assert Path(starts["second"]).absolute() == recipe.ROUNDS["second"]
+    assert all((recipe.HERE / starts[name]) == recipe.ROUNDS[name] for name in ("second", "micro"))
     assert starts.keys() == recipe.ROUNDS.keys() == recipe.read_params()["rounds"].keys()
 
 
@@ -296,7 +376,7 @@ def test_the_card_gives_each_figure_with_its_interval() -> None:
     texts = {name: dict.fromkeys(MEASURES, figure) for name in ROWS}
     above = {f"rouge2_above_{name}": figure for name in ("lead", "name", "other_body")}
     shares = {"distinct": 0.9, "empty": 0.0, "copying": 0.25, "repeating": 0.1}
-    lines = markdown({**texts, **above, **shares}).splitlines()
+    lines = markdown({**texts, **above, **shares}, "docs-bart-mini").splitlines()
     assert lines[2] == "| docs-bart-mini | 1.00 [0.50, 2.00] | 1.00 [0.50, 2.00] | 1.00 [0.50, 2.00] |"
     assert lines[-7] == "- above `lead`: 1.00 [0.50, 2.00]"
     assert lines[-4:-1] == [

@@ -1,4 +1,4 @@
-"""The shipped model's figures on the test split, for its card; nothing is chosen by them.
+"""A shipped model's figures on the test split, for its card; nothing is chosen by them.
 
 Greedy summaries of every test document, and of the same documents with another document's body under their own name: a
 model that reads the body must lose by that. The table that is printed is the card's.
@@ -23,10 +23,10 @@ from recipes.base.train import read_params
 
 HERE = Path(__file__).parent
 ROWS = {
-    "model": "docs-bart-mini",
+    "model": "{}",
     "lead": "lead (first sentence of the body)",
     "name": "the name alone",
-    "other_body": "docs-bart-mini, another document's body under the name",
+    "other_body": "{}, another document's body under the name",
 }
 MEASURES = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
 
@@ -48,14 +48,17 @@ def share_copying(summaries: Sequence[str], documents: Sequence[str]) -> float:
     return copies / len(summaries)
 
 
-def markdown(figures: dict[str, Any]) -> str:
-    """The figures as the card gives them: a row of ROUGE for each text, then a list."""
+def markdown(figures: dict[str, Any], model: str) -> str:
+    """The figures as the card of the model so called gives them: a row of ROUGE for each text, then a list."""
 
     def shown(figure: dict[str, float]) -> str:
         return "{mean:.2f} [{low:.2f}, {high:.2f}]".format(**figure)
 
     lines = [f"| | {' | '.join(MEASURES.values())} |", f"| {' | '.join(['---'] * (1 + len(MEASURES)))} |"]
-    lines += [f"| {row} | {' | '.join(shown(figures[name][m]) for m in MEASURES)} |" for name, row in ROWS.items()]
+    lines += [
+        f"| {row.format(model)} | {' | '.join(shown(figures[name][measure]) for measure in MEASURES)} |"
+        for name, row in ROWS.items()
+    ]
     above = {"`lead`": "lead", "the name alone": "name", "itself with a foreign body": "other_body"}
     shares = {
         "distinct": "are distinct",
@@ -75,10 +78,9 @@ def rounded(mean: float, low: float, high: float) -> dict[str, float]:
 
 
 @click.command()
-@click.option("--model", default="models/docs-bart-mini", show_default=True, help="Folder of the model.")
-@click.option("--out", default=str(HERE / "figures.json"), show_default=True, help="JSON file to write.")
-def main(model: str, out: str) -> None:
-    """Measure a trained model on the whole test split."""
+@click.argument("model", default="models/docs-bart-mini", type=click.Path(path_type=Path))
+def main(model: Path) -> None:
+    """Measure the model in folder MODEL on the whole test split: print its card's table, write figures-NAME.json."""
     import torch
 
     keep_memory()
@@ -120,8 +122,8 @@ def main(model: str, out: str) -> None:
         gain = compare(scores["model"].per_document["rouge2"], scores[name].per_document["rouge2"])
         figures[f"rouge2_above_{name}"] = rounded(gain.difference, gain.low, gain.high)
     figures["signature"] = scores["model"].signature
-    write_json(out, figures)
-    print(markdown(figures))
+    write_json(HERE / f"figures-{model.name}.json", figures)
+    print(markdown(figures, model.name))
 
 
 if __name__ == "__main__":

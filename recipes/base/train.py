@@ -1,7 +1,8 @@
-"""Train docs-bart-mini, in rounds.
+"""Train docs-bart-mini and docs-bart-micro, in rounds.
 
 The first round starts from MiniLM: text infilling, then summaries with the encoder frozen, then with all of it. The
-second goes on from the first with all of it, over every pair and then over those of the default data alone.
+second goes on from the first with all of it, over every pair and then over those of the default data alone. So does the
+round ``micro``, from what `recipes.base.narrow` cuts out of docs-bart-mini.
 
 A loop of our own rather than the Trainer: bf16 weights beside float32 masters, batches of a fixed number of tokens and
 an encoder that is let go part of the way together made a step several times faster on a CPU.
@@ -29,14 +30,14 @@ from lopside.errors import LopsideError
 from lopside.files import new_file, new_folder, sha256_of
 from lopside.generation import generate
 from lopside.machine import choose_dtype, keep_memory
-from lopside.models import load_model, load_tokenizer
+from lopside.models import copy_companions, load_model, load_tokenizer
 from lopside.rouge import score
 from lopside.splits import read_split
 from recipes.base.warmstart import minilm_folder, trimmed_tokenizer, warm_bart
 
 HERE = Path(__file__).parent
 PAIRS = HERE / "outputs/pairs.parquet"
-ROUNDS: dict[str, Path | None] = {"first": None, "second": HERE / "outputs/first"}
+ROUNDS: dict[str, Path | None] = {"first": None, "second": HERE / "outputs/first", "micro": HERE / "outputs/narrow"}
 """Round -> the folder of the model that it starts from; None: MiniLM."""
 TRAINED_ON = "trained_on.npy"
 IGNORED = -100
@@ -308,7 +309,7 @@ def train(
     checkpoint = model_folder.with_name(f"{model_folder.name}-checkpoint.pt")
     recipe = json.dumps(
         {
-            "params": {**params, "rounds": {name: settings}},
+            "params": {**{key: params[key] for key in params if key != "narrow"}, "rounds": {name: settings}},
             "pairs": sha256_of(pairs),
             "own": hashlib.sha256("".join(sorted(own)).encode()).hexdigest(),
             "start": sha256_of(start / "model.safetensors") if start else None,
@@ -359,7 +360,10 @@ def train(
                 pd.DataFrame(rows, columns=COLUMNS).astype({"step": int, "tokens": int}).to_csv(temporary, index=False)
     with new_folder(model_folder) as folder:
         model.bfloat16().save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        if start:
+            copy_companions(start, folder)
+        else:
+            tokenizer.save_pretrained(folder)
         np.save(folder / TRAINED_ON, _trained_on(table, start))
 
 

@@ -64,9 +64,11 @@ def read_wheels(paths: Iterable[Path]) -> Iterator[Pair]:
         yield from read_wheel(path)
 
 
-def read_wheel(path: Path) -> list[Pair]:
+def read_wheel(path: Path, body_words: int = BODY_WORDS) -> list[Pair]:
     """Pairs of one wheel (compiled ones hold Python files too), by file name and then by place in the file.
 
+    Those whose body has fewer words than ``body_words`` are left out; with 0, a docstring of one paragraph is a pair
+    too, its document the name alone.
     Raises ``zipfile.BadZipFile`` for what is not a zip file. Modules that Python cannot parse are skipped.
     """
     distribution = distribution_of(path)
@@ -74,7 +76,7 @@ def read_wheel(path: Path) -> list[Pair]:
     with zipfile.ZipFile(path) as wheel:
         for file in sorted(wheel.namelist()):
             if file.endswith(".py") and not _LEFT_OUT.search(file):
-                pairs += _read_module(wheel.read(file), _module_of(file), distribution)
+                pairs += _read_module(wheel.read(file), _module_of(file), distribution, body_words)
     return pairs
 
 
@@ -97,7 +99,7 @@ def _module_of(file: str) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
 
 
-def _read_module(code: bytes, module: str, distribution: str) -> Iterator[Pair]:
+def _read_module(code: bytes, module: str, distribution: str, body_words: int) -> Iterator[Pair]:
     if b'"""' not in code and b"'''" not in code:
         return
     try:
@@ -117,7 +119,8 @@ def _read_module(code: bytes, module: str, distribution: str) -> Iterator[Pair]:
             name = in_words(f"{package}.{qualname}")
         else:
             name = f"{in_words(f'{package}.{qualname}')} ({', '.join(_parameters(node))})"
-        pair = pair_of(name, docstring, f"{distribution} {module}" + (f":{qualname}" if qualname else ""))
+        source = f"{distribution} {module}" + (f":{qualname}" if qualname else "")
+        pair = pair_of(name, docstring, source, body_words)
         if pair is not None:
             yield pair
 
@@ -159,16 +162,16 @@ def in_words(name: str) -> str:
 # Cleaning
 
 
-def pair_of(name: str, docstring: str, source: str) -> Pair | None:
+def pair_of(name: str, docstring: str, source: str, body_words: int = BODY_WORDS) -> Pair | None:
     """The pair a docstring gives under ``name``, or None where it is none: too short or long, not English prose."""
     summary_lines, body_lines = _parted(_prose(_dedent(docstring)))
     summary = _inline(summary_lines)
-    if not (body_lines and _is_summary(summary)):
+    if not _is_summary(summary):
         return None
     body = _inline(body_lines)
-    if not _is_body(body):
+    if not _is_body(body, body_words):
         return None
-    return Pair(document=f"{name}: {body}", body=body, summary=summary, source=source)
+    return Pair(document=f"{name}: {body}".rstrip(), body=body, summary=summary, source=source)
 
 
 def _dedent(docstring: str) -> list[str]:
@@ -366,10 +369,10 @@ def _is_summary(text: str) -> bool:
     )
 
 
-def _is_body(text: str) -> bool:
+def _is_body(text: str, fewest_words: int) -> bool:
     words = [word for word in text.split() if re.search(r"[A-Za-z]", word)]
     common = sum(word in _FUNCTION_WORDS for word in _words(text))
-    return len(words) >= BODY_WORDS and common >= 0.1 * len(words) and _is_english(text, 0.7)
+    return len(words) >= fewest_words and common >= 0.1 * len(words) and _is_english(text, 0.7)
 
 
 # Duplicates

@@ -14,11 +14,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from email.parser import HeaderParser
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lopside.docstrings import Pair, deduplicate, distribution_of, read_wheel, split
+from lopside.docstrings import BODY_WORDS, Pair, deduplicate, distribution_of, read_wheel, split
 from lopside.errors import LopsideError
 from lopside.files import new_folder, sha256_of, write_json
 from lopside.progress import progress
@@ -153,13 +154,16 @@ def _explained(said: str, pins: Sequence[Pin]) -> str:
     return f"pip cannot fetch the wheels ({pins[0]} ...): {lines[-1] if lines else 'it says nothing'}"
 
 
-def read_wheels_at_once(wheels: Sequence[Path]) -> list[Pair]:
-    """Pairs of many wheels, read by as many processes as there are cores. Order of the wheels, duplicates included."""
+def read_wheels_at_once(wheels: Sequence[Path], body_words: int = BODY_WORDS) -> list[Pair]:
+    """Pairs of many wheels, read by as many processes as there are cores. Order of the wheels, duplicates included.
+
+    ``body_words``: see :func:`lopside.docstrings.read_wheel`.
+    """
     largest_first = sorted(range(len(wheels)), key=lambda number: -wheels[number].stat().st_size)
     pairs: dict[int, list[Pair]] = {}
     # spawn: the parent may have started threads, which do not survive a fork
     with get_context("spawn").Pool(min(os.cpu_count() or 1, len(wheels))) as pool:
-        read = pool.imap(read_wheel, [wheels[number] for number in largest_first])
+        read = pool.imap(partial(read_wheel, body_words=body_words), [wheels[number] for number in largest_first])
         for number, found in zip(largest_first, progress(read, total=len(wheels), label="read wheels"), strict=True):
             pairs[number] = found
     return [pair for number in range(len(wheels)) for pair in pairs[number]]
