@@ -47,6 +47,9 @@ def main(params: Params) -> None:
         strategy=strategy,
         importance={stack: asdict(ranking) for stack, ranking in rankings.items()} or None,
     )
+    parameters = record.pruned.parameters
+    if params.keep.vocabulary == "task":
+        parameters -= _trim(params)
     _write_plot(layers, kept, rankings)
     for stack in layers:
         print(f"{stack} keeps {_some(kept[stack])} of {layers[stack]} layers")
@@ -55,7 +58,22 @@ def main(params: Params) -> None:
             ends = {"first": 0, "last": layers[stack] - 1, "kept": kept[stack][0]}
             said = ", ".join(f"{end} ({layer}) {alone[layer]:.3f}" for end, layer in ends.items())
             print(f"  loss with one {stack} layer alone, in nats a token, untrained: {said}")
-    print(f"{record.parent.parameters:,} parameters become {record.pruned.parameters:,}")
+    print(f"{record.parent.parameters:,} parameters become {parameters:,}")
+
+
+def _trim(params: Params) -> int:
+    """Leave the pruned model the tokens of the training split; returns how many parameters that saved."""
+    from lopside.inputs import choose_inputs
+    from lopside.splits import read_split
+    from lopside.vocabulary import trim_vocabulary
+
+    pairs = read_split("train")
+    inputs = choose_inputs(
+        SOURCE, params.dataset, params.data.prefix, params.data.max_source_tokens, params.data.max_target_tokens
+    )
+    trimmed = trim_vocabulary(TARGET, TARGET, [*inputs.sources(pairs["document"]), *pairs["summary"]])
+    print(f"{trimmed.after:,} of {trimmed.before:,} tokens stay")
+    return trimmed.parameters
 
 
 def _measure(params: Params) -> "dict[Stack, Ranking]":

@@ -23,6 +23,7 @@ from lopside.models import load_model, load_tokenizer, weight_files
 from lopside.pairs import Call, Done, Side, WallClock, time_pairs
 from lopside.pruning import prune
 from lopside.timings import Latency
+from lopside.vocabulary import trim_vocabulary
 from lopside.workloads import Prepare, Setting, fixed, transformers_calls
 from stages.time import main
 from tests import timer_check
@@ -119,6 +120,17 @@ def test_another_engine_is_timed_against_the_baseline_too(
     assert set(pd.read_csv(tmp_path / "timings.csv").side) == {"dense", "pruned", "baseline"}
     if dtype == "int8":
         assert found.size_mb["dense"] < sum(file.stat().st_size for file in weight_files(tiny_bart)) / 1e6
+
+
+@pytest.mark.parametrize("engine", ["transformers", "ctranslate2"])
+def test_a_trimmed_vocabulary_is_timed_on_the_same_documents(tiny_bart: Path, tmp_path: Path, engine: str) -> None:
+    pytest.importorskip(engine)
+    trim_vocabulary(tiny_bart, tmp_path / "pruned", DOCUMENTS)
+
+    found = measured(tiny_bart, tmp_path / "pruned", engine=engine, batch_sizes=[2])
+
+    assert found.parameters["pruned"] < found.parameters["dense"]
+    assert found.gflop["pruned"] < found.gflop["dense"]
 
 
 def test_peak_memory_is_the_weights_and_what_a_call_takes(tiny_bart: Path) -> None:

@@ -482,6 +482,26 @@ def test_importance_decides_and_is_written_down(workspace: Path, measure: str, m
     assert Path("outputs/prune/lopside.json").read_bytes() == first
 
 
+def test_the_vocabulary_is_trimmed_to_the_training_split(workspace: Path) -> None:
+    from stages import prune as prune_stage
+
+    shutil.copytree("models/docs-bart-mini", "outputs/parent")
+    Path("data/splits").mkdir(parents=True)
+    texts = ["Return the item of the list.", "Return the list."]
+    pairs = {"id": list("ab"), "document": texts, "body": texts, "summary": texts[::-1], "source": list("ab")}
+    pd.DataFrame(pairs).to_parquet("data/splits/train.parquet")
+    _set({"enc": 3, "dec": 1, "keep": {"vocabulary": "task"}})
+
+    done = CliRunner().invoke(prune_stage.main, catch_exceptions=False)
+
+    assert done.exit_code == 0, done.output
+    record = json.loads(Path("outputs/prune/lopside.json").read_text())
+    assert record["vocabulary"]["pruned"] < record["vocabulary"]["parent"]
+    assert f"{record['vocabulary']['pruned']:,} of {record['vocabulary']['parent']:,} tokens stay" in done.output
+    parameters = load_model(Path("outputs/prune")).num_parameters()
+    assert f"parameters become {parameters:,}" in done.output
+
+
 def test_parent_without_weights_is_one_line(workspace: Path) -> None:
     from stages import parent
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lopside.engines import BASELINE, FILES, baseline, load_engine
 from lopside.errors import LopsideError
@@ -34,6 +35,9 @@ from lopside.workloads import (
     paper,
     transformers_calls,
 )
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 WARM_UP_SHARE = 1 / 4
 """Of the seconds that pairs may take: no more are spent on warming up, but for the pairs asked for."""
@@ -77,12 +81,12 @@ def measure(
     this size or more was measured.
 
     Args:
-        folders: of the two models; the tokenizer is that of dense.
+        folders: of the two models and their tokenizers.
         exported: what `lopside.engines.export` wrote for each of them.
         documents: without prefix, at least one.
         batch_sizes: documents a call.
         source_tokens, new_tokens: of ``fixed``.
-        inputs, max_new_tokens, num_beams: of ``natural``, those of `lopside.generation.generate`.
+        inputs, max_new_tokens, num_beams: of ``natural``, those of `lopside.generation.summarise`.
         effort: when a measurement ends.
         threads: of the CPU; 0: one a physical core.
         device: may be ``auto``.
@@ -116,19 +120,23 @@ def measure(
             f"warning: load average {before} on {threads} cores: other work takes their time, or did within the last "
             "minute; intervals will be wide, and milliseconds many"
         )
-    tokenizer = load_tokenizer(folders["dense"])
     models = {
         side: engine.model if isinstance(engine, Transformers) else load_model(folders[side])
         for side, engine in engines.items()
     }
     size = max(batch_sizes)
     paper_tokens = min(PAPER_SOURCE_TOKENS, positions(read_config(folders["dense"]), "encoder") or PAPER_SOURCE_TOKENS)
-    forced = fixed(tokenizer, documents, size=size, source_tokens=source_tokens, new_tokens=new_tokens)
-    settings = [
-        paper(tokenizer, documents, size=size, source_tokens=paper_tokens),
-        forced,
-        natural(tokenizer, documents, inputs, new_tokens=max_new_tokens, beams=num_beams),
-    ]
+
+    def settings_of(tokenizer: PreTrainedTokenizerBase) -> list[Setting]:
+        return [
+            paper(tokenizer, documents, size=size, source_tokens=paper_tokens),
+            fixed(tokenizer, documents, size=size, source_tokens=source_tokens, new_tokens=new_tokens),
+            natural(tokenizer, documents, inputs, new_tokens=max_new_tokens, beams=num_beams),
+        ]
+
+    # The same documents, by the tokenizer of each: a trimmed vocabulary has ids of its own.
+    tokenizers = {side: load_tokenizer(folders[side]) for side in SIDES}
+    settings = {side: settings_of(tokenizer) for side, tokenizer in tokenizers.items()}
     clock = choose_clock(chosen_device)
     bench = _Bench(
         calls={side: calls_of(engine, clock) for side, engine in engines.items()},
@@ -140,16 +148,17 @@ def measure(
     )
     cells: dict[str, dict[int, Cell]] = {}
     too_large: dict[str, int] = {}
-    for setting in settings:
-        cells[setting.name], refused = bench.cells(setting, batch_sizes)
-        too_large |= {setting.name: refused} if refused else {}
+    for dense, pruned in zip(settings["dense"], settings["pruned"], strict=True):
+        cells[dense.name], refused = bench.cells({"dense": dense, "pruned": pruned}, batch_sizes)
+        too_large |= {dense.name: refused} if refused else {}
     return Latency(
         cells=cells,
         too_large=too_large,
         parameters={side: sum(p.numel() for p in model.parameters()) for side, model in models.items()},
         size_mb={side: _stored_bytes(folders[side], exported[side]) / 1e6 for side in SIDES},
         gflop={
-            side: count_flops(transformers_calls(model, tokenizer.pad_token_id, clock)(forced, 1)) / 1e9
+            side: count_flops(transformers_calls(model, tokenizers[side].pad_token_id, clock)(settings[side][1], 1))
+            / 1e9
             for side, model in models.items()
         },
         load={"before": before, "after": _load_average()},
@@ -183,30 +192,31 @@ class _Bench:
     clock: Clock
     effort: Effort
 
-    def cells(self, setting: Setting, batch_sizes: Sequence[int]) -> tuple[dict[int, Cell], int | None]:
+    def cells(self, settings: Mapping[Side, Setting], batch_sizes: Sequence[int]) -> tuple[dict[int, Cell], int | None]:
         """The cells of all batch sizes that fit into memory, and the smallest that did not fit."""
+        name = settings["dense"].name
         cells: dict[int, Cell] = {}
         refused = None
         todo = sorted(batch_sizes)
         while todo:
             batch = todo.pop(0)
             try:
-                cells[batch] = self.cell(setting, batch)
+                cells[batch] = self.cell(settings, batch)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
                 refused, half = batch, batch // 2
                 todo = [half] if half > max(cells, default=0) else []
-                _say(f"{setting.name}, batch {batch}: too large for the memory here; left out, and all that are larger")
+                _say(f"{name}, batch {batch}: too large for the memory here; left out, and all that are larger")
             else:
-                _say(in_words(setting.name, batch, cells[batch]))
+                _say(in_words(name, batch, cells[batch]))
         if not cells:
-            raise LopsideError(f"time: there is no memory here for a single document of the setting {setting.name}")
+            raise LopsideError(f"time: there is no memory here for a single document of the setting {name}")
         return cells, refused
 
-    def cell(self, setting: Setting, batch: int) -> Cell:
+    def cell(self, settings: Mapping[Side, Setting], batch: int) -> Cell:
         """Warm up, with an eye on memory, and time pairs."""
-        calls = {side: prepare(setting, batch) for side, prepare in self.calls.items()}
+        calls = {side: prepare(settings[side], batch) for side, prepare in self.calls.items()}
         grown: dict[Side, int | None] = {}
 
         def watched(side: Side) -> Call:
@@ -226,7 +236,7 @@ class _Bench:
             timing = self._pairs(calls["dense"], calls["pruned"])
             total = None
             if self.baseline:
-                plain = self.baseline(setting, batch)
+                plain = self.baseline(settings["dense"], batch)
                 plain()  # warm
                 total = self._pairs(plain, calls["pruned"])
         return Cell(

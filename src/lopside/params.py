@@ -30,6 +30,7 @@ DATASETS = ("docstrings", "cnn_dailymail", "xsum", "samsum", "multi_news", "bill
 STRATEGIES = ("uniform", "published", "first", "last", "explicit", "importance")
 MEASURES = ("loss", "influence")
 UNITS = ("sixths", "layers")
+VOCABULARIES = ("full", "task")
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "float32", "bfloat16")
 ENGINES = {"transformers": DTYPES, "ctranslate2": ("float32", "int8")}
@@ -146,6 +147,7 @@ class KeepParams:
         str, Rule("what importance goes by: the loss without a layer, or its influence", one_of=MEASURES)
     ]
     documents: Annotated[int, Rule("training pairs that importance is measured on", at_least=1)]
+    vocabulary: Annotated[str, Rule("tokens that stay: all, or those of the training split", one_of=VOCABULARIES)]
 
     @staticmethod
     def conflicts(values: Mapping[str, Any]) -> Iterator[tuple[str, object, str]]:
