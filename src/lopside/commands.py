@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -168,6 +169,68 @@ def compare(base: str, others: tuple[str, ...]) -> None:
     from lopside.report import comparison_table, read_scored
 
     click.echo(comparison_table(read_scored(base), [read_scored(other) for other in others]))
+
+
+@main.command()
+@click.argument("model", default="")
+@click.option("--engine", default="transformers", show_default=True, type=click.Choice(list(ENGINES)))
+@click.option("--dtype", default="float32", show_default=True, type=click.Choice(ENGINE_DTYPES), help="Precision.")
+@click.option("--device", default="auto", show_default=True, type=click.Choice(DEVICES))
+@click.option("--batch", default=1, show_default=True, type=click.IntRange(1), help="Documents a call.")
+@click.option("--source-tokens", default=512, show_default=True, type=click.IntRange(1), help="Of each document.")
+@click.option("--new-tokens", default=64, show_default=True, type=click.IntRange(2), help="Of each summary.")
+@click.option("--seconds", default=45.0, show_default=True, help="To measure for, once the models are built.")
+@click.option("--target", metavar="SPEEDUP", help="Name the cells that are so much faster than dense: 3x.")
+@click.option("--check", metavar="GRID", help="Time these cells too, to see how far predictions are off: 6-3,3-6.")
+@click.option("--published", is_flag=True, help="Beside the authors' ratios, at their setting.")
+@click.option(
+    "--plot", type=click.Path(dir_okay=False, path_type=Path), help="Write the heat map to this PNG file too."
+)
+def plan(
+    model: str,
+    batch: int,
+    source_tokens: int,
+    new_tokens: int,
+    target: str | None,
+    check: str | None,
+    published: bool,
+    plot: Path | None,
+    **how: Any,
+) -> None:
+    """Predict the time of all 36 cells of MODEL on this machine, before anything is trained.
+
+    MODEL is as in params.yaml, whose model is the default. A few cells are built and timed, a minute in all.
+    flan-t5-small, -base and -large need no weights: their shape is known, and time does not depend on the rest.
+    """
+    from lopside.grid import grid_cells
+    from lopside.params import load_params
+
+    speedup = _speedup(target)
+    cells = grid_cells(check) if check else ()
+    revision = ""
+    if not model:
+        params = load_params()
+        model, revision = params.model, params.parent.revision
+    from lopside import plan as plans
+
+    authors = plans.authors_speedups(model, batch) if published else None
+    work = replace(plans.PAPER, batch=batch) if published else plans.Work(batch, source_tokens, new_tokens)
+    made = plans.make_plan(model, work, revision=revision, check=cells, **how)
+    if plot:
+        plans.plan_heat_map(made, plot)
+    click.echo(f"{plans.in_words(made)}\n\n{plans.plan_table(made, authors)}")
+    if speedup:
+        click.echo(f"\n{plans.target_line(made, speedup)}")
+
+
+def _speedup(text: str | None) -> float | None:
+    try:
+        speedup = None if text is None else float(text.removesuffix("x"))
+    except ValueError:
+        speedup = 0
+    if speedup is not None and not speedup > 0:
+        raise LopsideError(f"--target: {text!r} is refused; allowed: a number above 0, such as 3x")
+    return speedup
 
 
 @main.command()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,7 +84,7 @@ def _length(key: str, given: int, known: int, positions: int | None) -> int:
     return given or (known if positions is None else min(known, positions))
 
 
-def positions(config: dict[str, Any], side: str) -> int | None:
+def positions(config: Mapping[str, Any], side: str) -> int | None:
     """How many positions a side has; None: no end of them is known (T5's are relative)."""
     inner = config.get(side)  # encoder-decoder: a config of its own for each side
     for found in (inner if isinstance(inner, dict) else {}, config):

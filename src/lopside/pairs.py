@@ -119,7 +119,7 @@ def warm_up(dense: Call, pruned: Call, *, least: int, max_seconds: float, clock:
     clock = clock or WallClock()
     calls: dict[Side, Call] = {"dense": dense, "pruned": pruned}
     took: list[float] = []
-    with _without_garbage_collection():
+    with without_garbage_collection():
         start = clock.mark()
         while len(took) < least or not (
             (len(took) > 1 and took[-1] >= STEADY * took[-2]) or clock.seconds(start, clock.mark()) >= max_seconds
@@ -154,7 +154,7 @@ def time_pairs(
     calls: dict[Side, Call] = {"dense": dense, "pruned": pruned}
     pairs: list[Pair] = []
     looks, next_look = Looks(), min_pairs
-    with _without_garbage_collection():
+    with without_garbage_collection():
         start = clock.mark()
         while True:
             pairs += [_pair(calls, first, clock) for first in SIDES]
@@ -187,7 +187,8 @@ def _pair(calls: Mapping[Side, Call], first: Side, clock: Clock) -> Pair:
 
 
 @contextmanager
-def _without_garbage_collection() -> Iterator[None]:
+def without_garbage_collection() -> Iterator[None]:
+    """Within it garbage is collected only where that is asked for."""
     collecting = gc.isenabled()
     gc.disable()
     gc.freeze()  # what is there now (all of torch) need not be searched for garbage before every pair

@@ -86,17 +86,20 @@ def tradeoff(study: Study, setting: str, path: Path) -> None:
 
 def heat_maps(study: Study, speed: Speed, path: Path) -> None:
     """Difference in ROUGE-2, and speedup, over (enc, dec): a figure in each cell that was measured."""
-    figure, panels = _panels(2, width=4.8, height=4.4)
     deltas = {pair: cell.delta.value for pair, cell in study.cells.items()}
     speedups = {pair: found.value for pair, cell in study.cells.items() if (found := cell.speedup(speed))}
-    for axes, values, form, title in (
-        (panels[0], deltas, "{:+.2f}", DELTA),
-        (panels[1], speedups, "{:.2f}", _speedup_label(speed)),
-    ):
+    maps = {DELTA: (deltas, "{:+.2f}"), _speedup_label(speed): (speedups, "{:.2f}")}
+    draw_heat_maps(maps, study.first.unit, path)
+
+
+def draw_heat_maps(maps: Mapping[str, tuple[Mapping[Pair, float], str]], unit: str, path: Path) -> None:
+    """A map a panel, by title: the figure of each (enc, dec), and how it is written."""
+    figure, panels = _panels(len(maps), width=4.8, height=4.4)
+    for axes, (title, (values, form)) in zip(panels, maps.items(), strict=True):
         _draw_heat_map(axes, values, form)
         axes.set_title(title, fontsize="medium")
-        axes.set_xlabel(f"decoder layers kept, {study.first.unit}")
-        axes.set_ylabel(f"encoder layers kept, {study.first.unit}")
+        axes.set_xlabel(f"decoder layers kept, {unit}")
+        axes.set_ylabel(f"encoder layers kept, {unit}")
     save(figure, path)
 
 
