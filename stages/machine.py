@@ -1,4 +1,7 @@
-"""Write down what DVC cannot see by itself: what this machine is, and what lies at the user's own paths."""
+"""Write down what DVC cannot see by itself: what this machine is, and what lies at the user's own paths.
+
+Since this always runs, and first, it is also where an engine is refused that could not serve what would be trained.
+"""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,13 +20,17 @@ def main(params: Params) -> None:
     """Write this machine's fingerprint, so that no time of another machine is taken for one of this, and the hashes of
     the files that `model` and `dataset` name; of what is built in or on a hub there are none.
     """
+    from lopside.engines import check
     from lopside.hub import find_model
-    from lopside.models import BUILT_IN, model_files
+    from lopside.models import BUILT_IN, model_files, read_config
     from lopside.tables import own_paths
 
     model: list[Path] = []
+    family = None  # what is built in or on a hub, `export` will know
     if locate("model", params.model, [*BUILT_IN, *HUB_MODELS]) == "local":
-        model = model_files(find_model(params.model)[0])
+        folder = find_model(params.model)[0]
+        model, family = model_files(folder), read_config(folder)["model_type"]
+    check(params.engine, params.dtype, family)
     dataset = own_paths(params.dataset) if locate("dataset", params.dataset, DATASETS) == "local" else []
     _note("model", model)
     _note("dataset", dataset)

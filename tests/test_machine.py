@@ -14,6 +14,7 @@ import pytest
 
 from lopside import machine
 from lopside.errors import LopsideError
+from tests.families import FAMILIES, build, save
 
 ROOT = Path(__file__).parents[1]
 WriteCpuinfo = Callable[..., None]
@@ -230,6 +231,21 @@ def test_the_stage_writes_the_fingerprint_and_imports_no_torch(tmp_path: Path) -
     assert imported.isdisjoint({"torch", "transformers", "datasets", "numpy", "pandas"})
     assert json.loads((tmp_path / "metrics/machine.json").read_text()) == machine.fingerprint()
     assert [path.name for path in (tmp_path / "metrics").iterdir()] == ["machine.json"]  # no temporary file is left
+
+
+def test_the_stage_refuses_an_engine_before_anything_is_trained_for_it(tmp_path: Path) -> None:
+    pytest.importorskip("ctranslate2")
+    save(build(next(family for family in FAMILIES if family.model_type == "t5gemma")), tmp_path / "own")
+    params = (ROOT / "params.yaml").read_text().replace("model: docs-bart-mini", "model: ./own")
+    (tmp_path / "params.yaml").write_text(params.replace("engine: transformers", "engine: ctranslate2"))
+
+    done = subprocess.run(
+        [sys.executable, "-m", "stages.machine"], cwd=tmp_path, capture_output=True, text=True, env=_env()
+    )
+
+    assert done.returncode == 1
+    assert "engine: ctranslate2 is refused for the model type 't5gemma'; it takes bart" in done.stderr
+    assert not (tmp_path / "metrics").exists()
 
 
 def _env() -> dict[str, str]:

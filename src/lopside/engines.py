@@ -58,14 +58,17 @@ def export(model: Path, target: Path, engine: str, dtype: str) -> None:
             _convert(model, folder / FILES, dtype)
 
 
-def check(engine: str, dtype: str, family: str) -> None:
-    """Raise LopsideError where ``engine`` cannot run a model type in ``dtype`` here; imports nothing heavy."""
+def check(engine: str, dtype: str, family: str | None) -> None:
+    """Raise LopsideError where ``engine`` cannot run a model type in ``dtype`` here; imports nothing heavy.
+
+    ``family``: None where it is not known yet.
+    """
     if dtype not in DTYPES[engine]:
         raise LopsideError(f"dtype: {dtype} is refused; engine {engine} computes in {' | '.join(DTYPES[engine])}")
     if engine == "ctranslate2":
         if importlib.util.find_spec("ctranslate2") is None:
             raise LopsideError("engine: ctranslate2 is not installed; `pip install -e .[ctranslate2]` brings it")
-        if family not in CTRANSLATE2_FAMILIES:
+        if family is not None and family not in CTRANSLATE2_FAMILIES:
             takes = ", ".join(CTRANSLATE2_FAMILIES)
             raise LopsideError(f"engine: ctranslate2 is refused for the model type {family!r}; it takes {takes}")
 
