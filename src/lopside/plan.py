@@ -161,9 +161,7 @@ def make_plan(
                 calls[pair] = calls_of(loaded, clock)(setting, work.batch)
             if loaded.name != BASELINE:
                 calls[BASELINE] = calls_of(baseline(source, chosen_device), clock)(setting, work.batch)
-        for call in calls.values():
-            call()  # warm
-        (first,) = zip(*time_rounds(calls, 1, clock).values(), strict=True)
+        (first,) = zip(*time_rounds(calls, 1, clock).values(), strict=True)  # warms up, too
         found = time_rounds(calls, max(FEWEST_PAIRS, round(seconds / sum(first))), clock)
     times = {pair: found[pair] for pair in pairs}
     cells = predict(times, layers, FITTED, found.get(BASELINE))
