@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro sweep test lint format lock base
+.PHONY: help install repro sweep test bench lint format lock base
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ sweep: install ## run a grid of experiments (GRID=paper|full|reduced|6-1,3-3 SEE
 # A file's tests stay in one process, for its fixtures; in the order of names, as the largest files are not the slowest.
 test: install ## run all tests, as many at a time as there are cores
 	$(BIN)/python -m pytest --numprocesses logical --dist loadfile --no-loadscope-reorder
+
+bench: install ## time the workflow itself against the plain recipe, about ten minutes
+	$(BIN)/python -m tests.bench
 
 lint: install ## check style and types: ruff, mypy
 	$(BIN)/ruff check .
