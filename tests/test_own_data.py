@@ -119,9 +119,9 @@ def test_a_model_and_a_data_set_of_a_hub(tmp_path: Path, server: Server, monkeyp
         "dec=1",
     ]
 
-    output = run(*command, "-S", "keep.strategy=last", folder=project)
+    output = run(*command, "-S", "keep.strategy=last", "score", folder=project)
 
-    assert ran(output) == EVERYTHING
+    assert ran(output) == [stage for stage in EVERYTHING if stage not in ("export@dense", "time")]
     assert 'prefix:"summarize: "|source_tokens:48' in metrics(project, "rouge")["signature"]
     assert metrics(project, "rouge")["documents"] == 6
     provenance = json.loads((project / "data/splits/provenance.json").read_text())
