@@ -29,13 +29,13 @@ from lopside.models import (
     read_config,
     weight_files,
 )
+from lopside.pruning import RECORD
 
 TOKENIZER = "tokenizer.json"
 SLOW = ("*.model", "*.spm", "*vocab*", "merges.txt", "bpe.codes", "added_tokens.json")
 """Files of other tokenizers than the one of `TOKENIZER`, which know the old ids."""
 TOKEN_KEYS = re.compile(r"(.*_)?token_id|bad_words_ids|(begin_)?suppress_tokens")
 """Keys of config.json and generation_config.json that hold ids, alone or in lists."""
-RECORD = "lopside.json"
 
 
 @dataclass(frozen=True)
