@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,12 +18,12 @@ from lopside.engines import export
 from lopside.errors import LopsideError
 from lopside.inputs import Inputs
 from lopside.latency import Effort, check_lengths, measure
-from lopside.models import load_model, load_tokenizer, weight_files
-from lopside.pairs import Call, Done, Side, WallClock, time_pairs
+from lopside.models import load_model, weight_files
+from lopside.pairs import Call, Done, Side
 from lopside.pruning import prune
 from lopside.timings import Latency
 from lopside.vocabulary import trim_vocabulary
-from lopside.workloads import Prepare, Setting, fixed, transformers_calls
+from lopside.workloads import Prepare, Setting
 from stages.time import main
 from tests import timer_check
 
@@ -252,33 +251,7 @@ def test_a_busy_machine_is_said_and_recorded(
     assert (f"warning: load average {load} on 1 cores" in capsys.readouterr().err) is warned
 
 
-# Against another tool
-
-
-def test_it_agrees_with_torchs_own_timer(tiny_bart: Path) -> None:
-    """Medians of the same call, by both in turn, so that a slow phase of the machine slows both.
-
-    Both count the processor's time, one thread's, so that it does not matter what else runs here.
-    """
-    from statistics import median
-
-    from torch.utils.benchmark import Timer
-
-    class ThreadClock(WallClock):
-        def mark(self) -> float:
-            return time.thread_time()
-
-    setting = fixed(load_tokenizer(tiny_bart), DOCUMENTS, size=2, source_tokens=24, new_tokens=12)
-    call = transformers_calls(load_model(tiny_bart), 1, WallClock())(setting, 2)
-    other = Timer("call()", globals={"call": call}, timer=time.thread_time)
-    call()
-    ours: list[float] = []
-    theirs: list[float] = []
-    for _ in range(4):
-        timing = time_pairs(call, call, min_pairs=6, max_seconds=0, precision=1e-9, clock=ThreadClock())
-        ours += timing.seconds("dense")
-        theirs += [other.timeit(1).median for _ in range(6)]
-    assert median(ours) == pytest.approx(median(theirs), rel=0.1)
+# The check of the timer on a real machine
 
 
 def test_the_check_on_a_real_model_runs(

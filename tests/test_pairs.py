@@ -277,6 +277,26 @@ def test_warming_up_ends_when_it_helps_no_more(
     assert len(list(dense)) == len(list(pruned)) == len(took) - pairs_run
 
 
+def test_it_agrees_with_torchs_own_timer() -> None:
+    """On a clock that we turn; `tests.timer_check` compares both on a real model and a quiet machine."""
+    from torch.utils.benchmark import Timer
+
+    clock, rng = Clock(), random.Random(4)
+    took: list[float] = []
+
+    def seconds() -> float:
+        took.append(rng.lognormvariate(0, 0.5))
+        return took[-1]
+
+    call = clock.call(seconds)
+    timing = time_pairs(call, call, **until(max_seconds=0), clock=clock)
+    assert sorted(timing.seconds("dense") + timing.seconds("pruned")) == pytest.approx(sorted(took))
+    took.clear()
+    other = Timer("call()", globals={"call": call}, timer=clock.mark)
+    theirs = [other.timeit(1).median for _ in range(12)]
+    assert theirs == pytest.approx(took[2::3])  # two calls to warm up, one that counts
+
+
 # The interval as a figure
 
 
