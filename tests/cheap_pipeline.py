@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from tests.test_pipeline import ROOT, run
+from tests.projects import ROOT, run
 
 DVC_YAML = """\
 stages:

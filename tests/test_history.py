@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from lopside.errors import LopsideError
 from lopside.history import Row, changes, flat, read_history, seedless, write_history
+from tests.projects import ROOT, commit, run
 from tests.rows import row
-from tests.test_pipeline import ROOT, commit, run
 
 ROWS = [
     row(6, 1, -1.5, 2.5),

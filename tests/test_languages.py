@@ -22,7 +22,7 @@ from lopside.params import load_params
 from lopside.pruning import prune
 from lopside.training import finetune
 from tests.conftest import PARALLEL
-from tests.test_pipeline import ROOT, TINY, commit, new_project, run
+from tests.projects import ROOT, TINY, commit, new_project, run
 
 ENGLISH, GERMAN = (list(side) for side in zip(*PARALLEL, strict=True))
 PAIRS = pd.DataFrame({"document": ENGLISH[:8], "summary": GERMAN[:8]})

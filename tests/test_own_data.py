@@ -12,9 +12,9 @@ import pandas as pd
 import pytest
 
 from lopside.params import leaf_keys
-from tests import test_pipeline
+from tests import projects
 from tests.hub_server import Server, serve
-from tests.test_pipeline import ROOT, TINY, commit, metrics, new_project, ran, run
+from tests.projects import ROOT, TINY, commit, metrics, new_project, ran, run
 
 EVERYTHING = [
     *(
@@ -95,7 +95,7 @@ def server(tmp_path: Path, tiny_t5: Path, monkeypatch: pytest.MonkeyPatch) -> It
         news.commit(files)
         settings = {"HF_ENDPOINT": running.url, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "home")}
         settings |= {"HF_HUB_OFFLINE": "0", "no_proxy": "127.0.0.1,localhost", "NO_PROXY": "127.0.0.1,localhost"}
-        monkeypatch.setattr(test_pipeline, "ENVIRONMENT", test_pipeline.ENVIRONMENT | settings)
+        monkeypatch.setattr(projects, "ENVIRONMENT", projects.ENVIRONMENT | settings)
         yield running
 
 
@@ -133,8 +133,8 @@ def test_a_model_and_a_data_set_of_a_hub(tmp_path: Path, server: Server, monkeyp
     assert told == []
 
     # All of it again without a network, from huggingface_hub's cache.
-    offline = test_pipeline.ENVIRONMENT | {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}
-    monkeypatch.setattr(test_pipeline, "ENVIRONMENT", offline)
+    offline = projects.ENVIRONMENT | {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}
+    monkeypatch.setattr(projects, "ENVIRONMENT", offline)
     assert ran(run("dvc", "repro", "--force", "--single-item", "download", "parent", folder=project)) == [
         "download",
         "parent",

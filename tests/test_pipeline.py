@@ -1,18 +1,15 @@
-"""The pipeline as a whole: dvc.yaml against the code, bad input, and `dvc repro` from nothing on a tiny model."""
+"""The pipeline as a whole: dvc.yaml against the code, and bad input."""
 
 import ast
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 import yaml
 from click.testing import CliRunner, Result
@@ -20,33 +17,12 @@ from click.testing import CliRunner, Result
 from lopside import tables
 from lopside.params import leaf_keys
 from lopside.splits import write_split
+from tests.projects import ROOT, run, write_splits
 
-ROOT = Path(__file__).parents[1]
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 # name -> definition; the sides of one stage share theirs
 STAGES: dict[str, dict[str, Any]] = {name: stage.get("do", stage) for name, stage in PIPELINE["stages"].items()}
 EACH_STAGE = pytest.mark.parametrize("stage", STAGES)
-
-
-ENVIRONMENT = os.environ | {
-    "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-    "HF_HUB_OFFLINE": "1",
-    "OMP_WAIT_POLICY": "PASSIVE",  # threads of so tiny a model mostly wait; spinning, they take the other tests' time
-    "DVC_NO_ANALYTICS": "1",
-    "GIT_AUTHOR_NAME": "test",
-    "GIT_AUTHOR_EMAIL": "test@example.org",
-    "GIT_COMMITTER_NAME": "test",
-    "GIT_COMMITTER_EMAIL": "test@example.org",
-}
-
-
-def run(*command: str, folder: Path, libraries: Path | None = None) -> str:
-    """What a command prints; it runs the code of ``folder`` (and finds ``libraries`` first), and must succeed."""
-    path = os.pathsep.join(str(each) for each in (libraries, folder / "src") if each)
-    environment = ENVIRONMENT | {"PYTHONPATH": path, "DVC_SITE_CACHE_DIR": str(folder / ".dvc/tmp/site")}
-    done = subprocess.run(command, cwd=folder, env=environment, stdout=-1, stderr=subprocess.STDOUT, text=True)
-    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}"
-    return done.stdout
 
 
 # dvc.yaml against the code
@@ -157,6 +133,10 @@ def test_params_are_exactly_the_leaf_keys_that_a_stage_reads(stage: str) -> None
 
 def test_only_prune_reads_enc_and_dec() -> None:
     assert {stage for stage in STAGES if params_read(stage) & {"enc", "dec"}} == {"prune"}
+
+
+def test_only_score_reads_the_summaries() -> None:
+    assert {stage for stage in STAGES if any("outputs/generate" in dep for dep in deps(stage))} == {"score"}
 
 
 @EACH_STAGE
@@ -338,164 +318,3 @@ def test_a_full_disk_is_said_in_one_line_and_leaves_nothing(folder: Path, monkey
     assert (result.exit_code, result.exception.__class__) == (1, SystemExit)
     assert re.fullmatch(r"error: .*: no space is left on the disk\n", result.stderr)
     assert files_in(folder) == {"params.yaml", "mine.jsonl", "data"}
-
-
-# The whole of it
-
-
-def write_splits(folder: Path, **sizes: int) -> None:
-    """data/splits as `download` leaves it, with this many pairs a split."""
-    body = "The item at this place of the list is returned. It is not copied, so that a change shows in the list."
-    (folder / "data/splits").mkdir(parents=True, exist_ok=True)
-    for split, size in sizes.items():
-        rows = [
-            {
-                "id": f"{split}{number}",
-                "document": f"{split} function {number} {body}",
-                "body": body,
-                "summary": f"Return item {number} of the {split} list.",
-                "source": f"made==1.0 made:{split}{number}",
-            }
-            for number in range(size)
-        ]
-        frame = pd.DataFrame(rows, columns=["id", "document", "body", "summary", "source"]).astype(str)
-        frame.to_parquet(folder / f"data/splits/{split}.parquet", index=False)
-
-
-TINY = {
-    "dec": 6,
-    "device": "cpu",
-    "train": {"dtype": "float32", "max_steps": 2, "batch_size": 4, "evaluations": 2, "evaluation_documents": 4},
-    "generate": {"max_new_tokens": 6},
-    "score": {"resamples": 100},
-    "time": {
-        "threads": 1,
-        "batch_sizes": [1],
-        "source_tokens": 16,
-        "new_tokens": 4,
-        "warmup": 0,
-        "min_pairs": 6,
-        "max_seconds": 0.1,
-    },
-}
-
-
-def new_project(folder: Path, settings: dict[str, Any]) -> None:
-    """A fresh git repository of this pipeline with these settings, nothing built in, nothing run or committed yet."""
-    for name in ("src", "stages"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
-    for name in ("dvc.yaml", ".dvcignore", ".gitignore", ".dvc/config", ".dvc/.gitignore", ".dvc/plots"):
-        (folder / name).parent.mkdir(exist_ok=True)
-        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, folder / name)
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    for key, value in settings.items():
-        params[key] = params[key] | value if isinstance(value, dict) else value
-    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-    for name in ("data/docstrings.lock", "models/docs-bart-mini/trained_on.npy"):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).touch()
-    run("git", "init", "--quiet", "--initial-branch=main", ".", folder=folder)
-
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory, tiny_bart: Path) -> Path:
-    """Such a project with a tiny random model and a handful of pairs, nothing run yet."""
-    folder = tmp_path_factory.mktemp("project")
-    new_project(folder, TINY)
-    shutil.copytree(tiny_bart, folder / "models/docs-bart-mini", dirs_exist_ok=True)
-    write_splits(folder, train=12, validation=4, test=6)
-    # Stands for the download, whose own tests are elsewhere: what lies in data/splits is taken as its result.
-    run("dvc", "repro", "--quiet", "machine", folder=folder)
-    run("dvc", "commit", "--force", "--quiet", "download", folder=folder)
-    commit(folder)
-    return folder
-
-
-def commit(folder: Path) -> None:
-    run("git", "add", "--all", folder=folder)
-    run("git", "commit", "--quiet", "--message=run", folder=folder)
-
-
-def ran(output: str) -> list[str]:
-    """The stages that DVC ran, sorted."""
-    return sorted(re.findall(r"^Running stage '([^']+)'", output, re.MULTILINE))
-
-
-def metrics(folder: Path, name: str) -> Any:
-    return json.loads((folder / f"metrics/{name}.json").read_text())
-
-
-def test_the_pipeline_from_nothing_and_experiments_on_it(project: Path) -> None:
-    """One test, because each step goes on from what the one before it left."""
-    everything = [
-        *("export@dense", "export@pruned"),
-        *("finetune@dense", "finetune@pruned", "generate@dense", "generate@pruned"),
-        *("machine", "parent", "prune", "score", "time"),
-    ]
-    assert ran(run("dvc", "repro", folder=project)) == everything
-    rouge, latency = metrics(project, "rouge"), metrics(project, "latency")
-    assert {"dense", "pruned", "lead", "delta", "retained", "documents", "signature"} <= set(rouge)
-    assert {"rouge2", "rouge2_low", "rouge2_high", "rouge2_p"} <= set(rouge["delta"])
-    assert rouge["documents"] == 6
-    assert {"dense_ms", "pruned_ms", "speedup", "speedup_low", "speedup_high"} <= set(latency["fixed"]["batch_1"])
-    assert {"paper", "fixed", "natural", "parameters", "machine"} <= set(latency)
-
-    # At 6-6 dense and pruned are the same model, trained on the same batches.
-    dense, pruned = (project / f"outputs/finetune/{side}/model.safetensors" for side in ("dense", "pruned"))
-    assert dense.read_bytes() == pruned.read_bytes()
-    assert dense.read_bytes() != (project / "outputs/parent/model.safetensors").read_bytes()
-    assert summaries(project, "dense") == summaries(project, "pruned")
-    assert rouge["delta"]["rouge2"] == rouge["delta"]["rouge2_low"] == rouge["delta"]["rouge2_high"] == 0
-    assert latency["parameters"]["dense"] == latency["parameters"]["pruned"]
-
-    # All that DVC does not track is for git; nothing else lies about.
-    commit(project)
-    assert ran(run("dvc", "repro", folder=project)) == ["machine"]
-    assert run("git", "status", "--porcelain", folder=project) == ""
-
-    # enc and dec are read by prune alone; dense stays as it is.
-    before = dense.read_bytes()
-    output = run("dvc", "exp", "run", "--name=shallow", "-S", "enc=6", "-S", "dec=1", folder=project)
-    assert ran(output) == ["export@pruned", "finetune@pruned", "generate@pruned", "machine", "prune", "score", "time"]
-    assert dense.read_bytes() == before != pruned.read_bytes()
-    parameters = metrics(project, "latency")["parameters"]
-    assert parameters["dense"] == latency["parameters"]["dense"] > parameters["pruned"]
-    changed = json.loads(run("dvc", "metrics", "diff", "--json", folder=project))
-    assert changed["metrics/latency.json"]["parameters.pruned"] == {
-        "old": parameters["dense"],
-        "new": parameters["pruned"],
-        "diff": parameters["pruned"] - parameters["dense"],
-    }
-    shown = run("dvc", "exp", "show", "--csv", folder=project)
-    assert "shallow" in shown
-    assert "delta.rouge2" in shown
-    compare = [sys.executable, "-c", "from lopside.commands import main; main()", "compare", "HEAD", "shallow"]
-    base, other = metrics(project, "rouge")["dense"]["rouge2"], metrics(project, "rouge")["pruned"]["rouge2"]
-    table = run(*compare, folder=project).splitlines()[2:]  # at HEAD, 6-6, pruned scores what dense scores
-    assert table[0].startswith(f"| HEAD | {base:.2f} |")
-    assert table[1].startswith(f"| shallow | {other:.2f} |")
-    drawn = json.loads(run("dvc", "plots", "show", "--json", folder=project))["data"]
-    assert {"Validation loss", "Validation ROUGE-2", "ROUGE-2 against latency"} <= set(drawn)
-    assert all(plot for plot in drawn.values())
-
-    # Settings of generation leave training alone; the setting `natural` is timed as `generate` generates. (A dry run
-    # looks no further than what changed itself.)
-    params = (project / "params.yaml").read_text()
-    (project / "params.yaml").write_text(params.replace("max_new_tokens: 6", "max_new_tokens: 5"))
-    assert ran(run("dvc", "repro", "--dry", folder=project)) == [
-        "generate@dense",
-        "generate@pruned",
-        "machine",
-        "time",
-    ]
-    assert {stage for stage in STAGES if any("outputs/generate" in dep for dep in deps(stage))} == {"score"}
-
-    # What was run once is not run again: back at the first commit's params all comes from the run cache.
-    run("git", "checkout", "--quiet", "params.yaml", folder=project)
-    assert ran(run("dvc", "repro", folder=project)) == ["machine"]
-    assert metrics(project, "rouge") == rouge
-    assert metrics(project, "latency") == latency
-
-
-def summaries(project: Path, side: str) -> list[str]:
-    return list(pd.read_parquet(project / f"outputs/generate/{side}.parquet")["summary"])

@@ -4,7 +4,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from tests.test_pipeline import ENVIRONMENT, ROOT, run
+from tests.projects import ENVIRONMENT, ROOT, run
 
 STUB = '#!/bin/sh\necho "$(basename "$0") $*" >> calls\n'
 

@@ -22,7 +22,7 @@ from lopside.errors import LopsideError
 from lopside.history import Row, row_of, update_history, write_history
 from lopside.sweep import COPY, LOGS, duration, time_left
 from tests import cheap_pipeline
-from tests.test_pipeline import ENVIRONMENT, commit, run
+from tests.projects import ENVIRONMENT, commit, run
 
 LOPSIDE = (sys.executable, "-c", "from lopside.commands import main; main()")
 SOURCE = str(Path(__file__).parents[1] / "src")
