@@ -8,15 +8,18 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from lopside import page as module
+from lopside import pictures
 from lopside.commands import main
 from lopside.examples import Example
 from lopside.history import Row, write_history
 from lopside.page import plain, to_html, write_report
+from lopside.study import studies
 from tests.rows import grid, row
 
 SPEEDS = (("fixed", 1), ("fixed", 8), ("natural", 1), ("paper", 1))
@@ -93,15 +96,36 @@ def test_the_html_needs_no_other_file(folder: Path) -> None:
         [row(6, 1, -1, 2), row(6, 1, -1, 3, machine="another")],
         [row(6, 1, -1, 2, stale="revision abc1234 is gone")],
         [row(6, 1, -1, 2, speeds=(("by_hand", 4),))],
+        [row(6, 1, -1, 2), row(6, 1, -1, 2, seed=1, speeds=(("fixed", 8), ("paper", 1)))],
         grid(speeds=()),
     ],
-    ids=["one row", "6-6 alone", "layers", "explicit", "two machines", "stale", "another setting", "nothing timed"],
+    ids=[
+        "one row",
+        "6-6 alone",
+        "layers",
+        "explicit",
+        "two machines",
+        "stale",
+        "another setting",
+        "seeds timed differently",
+        "nothing timed",
+    ],
 )
 def test_little_or_odd_history_makes_a_page(folder: Path, rows: list[Row]) -> None:
     write_report(rows, folder / "report")
     text = (folder / "report/report.md").read_text()
-    assert "not measured" in text or "Nothing was measured yet" in text
+    assert "**not measured**" in text or "Nothing was measured yet" in text
     assert ("are stale" in text) == bool(rows[0].stale)
+
+
+def test_where_no_cell_was_timed_nothing_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    (study,) = studies([row(6, 1, -1, 2, speeds=SPEEDS), row(6, 1, -1, 2, seed=1)])
+    drawn: list[Any] = []
+    monkeypatch.setattr(pictures, "save", lambda figure, path: drawn.append(figure))
+    pictures.tradeoff(study, "natural", Path())
+    (axes,) = drawn[0].axes
+    (front,) = (line for line in axes.lines if line.get_label() == "beaten by no other")
+    assert list(front.get_xdata()) == []
 
 
 def test_rows_of_two_machines_never_share_a_picture(folder: Path) -> None:

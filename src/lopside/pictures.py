@@ -71,7 +71,7 @@ def tradeoff(study: Study, setting: str, path: Path) -> None:
             _draw_points(axes, [points[pair] for pair in points if is_of(study.cells[pair])], number, shape)
         front = pareto({pair: (x.value, y.value) for pair, (x, y) in points.items()})
         ends = [(points[pair][0].value, points[pair][1].value) for pair in front]
-        axes.plot(*zip(*ends, strict=True), ":", color="black", linewidth=1, label="beaten by no other", zorder=1)
+        axes.plot(*_columns(ends), ":", color="black", linewidth=1, label="beaten by no other", zorder=1)
         axes.axhline(0, color=GREY, linewidth=1)
         axes.axvline(1, color=GREY, linewidth=1)
         axes.set_title(f"{in_words(setting)}, batch {batch}")
@@ -223,7 +223,7 @@ def _draw_authors(axes: Axes, batch: int) -> None:
 
 
 def _draw_heat_map(axes: Axes, values: Mapping[Pair, float], form: str) -> None:
-    amounts = range(1, max(6, *(amount for pair in values for amount in pair)) + 1)
+    amounts = range(1, max([6, *(amount for pair in values for amount in pair)]) + 1)
     grid = [[values.get((enc, dec), float("nan")) for dec in amounts] for enc in amounts]
     ends = 0.5, len(amounts) + 0.5
     image = axes.imshow(grid, origin="lower", cmap="cividis", extent=(*ends, *ends))
