@@ -1,5 +1,6 @@
 """metrics/history.csv as a file: what is written is read, and what was broken by hand is named."""
 
+import shlex
 import shutil
 import tempfile
 from dataclasses import replace
@@ -38,7 +39,7 @@ def test_what_is_written_is_read(file: Path) -> None:
     st.floats(-90, 90), st.floats(0.2, 50), st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), min_size=1)
 )
 def test_any_figures_and_texts_are_read_back(delta: float, speedup: float, text: str) -> None:
-    rows = [row(6, 1, delta, speedup, dataset=text, signature=f'{text}|"', overrides=text)]
+    rows = [row(6, 1, delta, speedup, dataset=text, signature=f'{text}|"', overrides=shlex.quote(text))]
     with tempfile.TemporaryDirectory() as folder:
         write_history(rows, Path(folder) / "history.csv")
         assert read_history(Path(folder) / "history.csv") == rows
@@ -79,6 +80,9 @@ def test_no_file_and_an_empty_one_have_no_rows(tmp_path: Path) -> None:
         ("-1.5,-2,-1", "nan,-2,-1", r"line 2: delta.rouge2: 'nan' is refused"),
         ("-1.5,-2,-1", ",-2,-1", r"line 2: delta.rouge2: '' is refused; allowed: a number"),
         ("-1.5,-2,-1", "-15,-2,-1", r"line 2: delta.rouge2: -15 is outside its own interval, -2 to -1"),
+        (",100,40,2.5,2.4,2.6,", ",100,40,2.5,0,2.6,", r"line 2: fixed.batch_1.speedup_low: .0. is refused"),
+        (",20000000,", ",-2,", r"line 2: parameters.pruned: '-2' is refused; allowed: a number above 0"),
+        ("train.batch_size=64", "data.prefix='a b", r"line 2: overrides: .* is refused; allowed: key=value, quoted as"),
         ("-1.5,-2,-1", "-1.5;-2;-1", r"line 2: has \d+ fields, and the header has \d+"),
         ('"made-up CPU, 2 cores"', '"made-up CPU, 2 cores', r"line 2: is no line of a CSV file"),
         ("0 1 2 3 4 5,5", "5 1 2,5", r"line 2: encoder_kept: '5 1 2' is refused; allowed: rising"),

@@ -127,6 +127,11 @@ def _date(text: str) -> str:
     return date.fromisoformat(text).isoformat()
 
 
+def _shell_words(text: str) -> str:
+    shlex.split(text)
+    return text
+
+
 def _hexadecimal(text: str) -> str:
     if not re.fullmatch(rf"[0-9a-f]{{{SHORT}}}", text):
         raise ValueError
@@ -163,6 +168,13 @@ def _number(text: str) -> float:
     return number
 
 
+def _above_zero(text: str) -> float:
+    number = _number(text)
+    if number <= 0:
+        raise ValueError
+    return number
+
+
 _LAYERS = (_layers, "rising whole numbers with a space between", _write_layers)
 _SOME = (_text, "a text")
 _COLUMNS: dict[str, _Column] = {
@@ -179,7 +191,7 @@ _COLUMNS: dict[str, _Column] = {
     "keep.strategy": _Column("strategy", *_SOME),
     "keep.unit": _Column("unit", *_SOME),
     "seed": _Column("seed", _seed, "a whole number of 0 or more"),
-    "overrides": _Column("overrides", str, "a text"),
+    "overrides": _Column("overrides", _shell_words, "key=value, quoted as for a shell"),
     "settings": _Column("settings", *_SOME),
     **{key: _Column("training", *_SOME) for key in TRAINING},
     "documents": _Column("documents", _count, "a whole number of 1 or more"),
@@ -191,6 +203,8 @@ _LAST: dict[str, _Column] = {
     "stale": _Column("stale", str, "a text"),
 }
 _FIGURE = _Column("figures", _number, "a number", lambda number: format(number, ".12g"))
+_AMOUNT = replace(_FIGURE, read=_above_zero, allowed="a number above 0")
+"""Of SIZES and speeds."""
 
 
 def read_history(path: str | Path = HISTORY) -> list[Row]:
@@ -356,7 +370,9 @@ def _row(where: str, fields: Mapping[str, str]) -> Row:
     columns = _COLUMNS | _LAST
     values = {column.field: read(name, column) for name, column in columns.items() if name not in TRAINING}
     figures = {
-        name: read(name, _FIGURE) for name, text in fields.items() if name in VITAL or (text and name not in columns)
+        name: read(name, _AMOUNT if name in SIZES or SPEED.fullmatch(name) else _FIGURE)
+        for name, text in fields.items()
+        if name in VITAL or (text and name not in columns)
     }
     for name, value in figures.items():
         low, high = figures.get(f"{name}_low", value), figures.get(f"{name}_high", value)
