@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lopside.errors import LopsideError
-from lopside.history import Row, changes, flat, read_history, seedless, write_history
+from lopside.history import Row, _digest, changes, flat, read_history, seedless, write_history
 from tests.projects import ROOT, commit, run
 from tests.rows import row
 
@@ -146,6 +147,20 @@ def test_changes_are_said_as_dvc_takes_them() -> None:
     params = base | {"enc": 1, "data.prefix": "a b", "data.skip_bad": True, "keep.encoder": [0, 2], "train.epochs": 1.0}
     assert base["train.learning_rate"] == 0.0005
     assert changes(base, params) == ['data.prefix="a b"', "data.skip_bad=true", "keep.encoder=[0,2]"]
+
+
+def test_settings_change_with_every_param_that_a_summary_depends_on() -> None:
+    shipped = flat(yaml.safe_load((ROOT / "params.yaml").read_text()))
+
+    def without_effect(**changed: str) -> set[str]:
+        params = shipped | {key.replace("_", "."): value for key, value in changed.items()}
+        return {key for key in params if _digest(params | {key: "changed"}) == _digest(params)}
+
+    timing_and_scoring = {key for key in shipped if key.startswith(("time.", "score."))}
+    layers = {"enc", "dec", "seed", "keep.unit", "keep.encoder", "keep.decoder"}
+    # The strategy is a column of its own, though its measure counts where there is one.
+    assert without_effect() == timing_and_scoring | layers | {"keep.strategy", "keep.measure", "keep.documents"}
+    assert without_effect(keep_strategy="importance") == timing_and_scoring | layers
 
 
 def test_a_signature_without_its_seed() -> None:

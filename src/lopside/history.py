@@ -442,13 +442,13 @@ def _check_current(commit: str, params: Mapping[str, Any]) -> None:
 
 def _digest(params: Mapping[str, Any]) -> str:
     """Eight hexadecimal digits that change with any param but those of time, scoring, seed and layers."""
-    measured = params["keep.strategy"] == "importance"
+    layers = {"keep.unit", "keep.encoder", "keep.decoder"}
+    if params["keep.strategy"] != "importance":
+        layers |= {"keep.measure", "keep.documents"}  # which nothing reads
     counted = {
         key: value
         for key, value in params.items()
-        if key not in NAMED
-        and not key.startswith(("time.", "score."))
-        and (not key.startswith("keep.") or (measured and key in ("keep.measure", "keep.documents")))
+        if key not in NAMED and key not in layers and not key.startswith(("time.", "score."))
     }
     return hashlib.sha256(json.dumps(counted, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
