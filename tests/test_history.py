@@ -11,9 +11,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lopside import history
 from lopside.errors import LopsideError
 from lopside.history import Row, _digest, changes, flat, read_history, seedless, write_history
-from tests.projects import ROOT, commit, run
+from tests.projects import ENVIRONMENT, ROOT, commit, run
 from tests.rows import row
 
 ROWS = [
@@ -126,6 +127,18 @@ def test_two_branches_that_both_appended_merge_by_themselves(tmp_path: Path) -> 
     append(ROWS[0], row(6, 3))
     run("git", "merge", "--quiet", "--no-edit", "other", folder=tmp_path)
     assert [(each.enc, each.dec) for each in read_history(path)] == [(6, 1), (6, 3), (1, 6)]
+
+
+def test_of_new_rows_of_one_cell_the_oldest_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run("git", "init", "--quiet", folder=tmp_path)
+    for name, day in (("b", 1), ("a", 2), ("c", 3)):
+        monkeypatch.setitem(ENVIRONMENT, "GIT_COMMITTER_DATE", f"2026-01-0{day}T12:00:00Z")
+        run("git", "commit", "--quiet", "--allow-empty", f"--message={name}", folder=tmp_path)
+        run("git", "update-ref", f"refs/exps/12/{'3' * 38}/{name}", "HEAD", folder=tmp_path)
+    monkeypatch.setattr(history, "row_of", lambda each: row(6, 1, experiment=each.name, date=each.date))
+    rows, left_out = history.update_history()
+    assert ([each.experiment for each in rows], left_out) == (["b", "a", "c"], [])
 
 
 def test_what_is_no_text_is_named(file: Path) -> None:

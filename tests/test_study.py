@@ -41,6 +41,8 @@ def test_stale_rows_take_no_part_and_later_ones_replace_earlier_ones() -> None:
     rows = [row(6, 1, -1), row(6, 1, -2, revision="def5678"), row(6, 1, -3, stale="revision 0000000 is gone")]
     (study,) = studies(rows)
     assert study.cells[6, 1].delta.value == -2
+    (study,) = studies([*rows, row(6, 1, -4, date="2026-01-30")])  # as when an older experiment is pulled later
+    assert study.cells[6, 1].delta.value == -2
     assert studies([row(6, 1, stale="gone")]) == []
 
 
@@ -62,7 +64,7 @@ def test_seeds_are_averaged_and_so_are_the_ends() -> None:
     assert cell.delta == (-1.5, (-1.5 - 3) / 2, (-0.5 - 1) / 2)
     assert cell.speedup(("fixed", 1)) == (2.5, 2.4, 2.6)
     assert cell.retained == pytest.approx((0.925, (0.925 + 0.85) / 2, (0.975 + 0.95) / 2))
-    assert cell.milliseconds(("fixed", 1), "pruned") == pytest.approx((50 + 100 / 3) / 2)
+    assert cell.figure("fixed.batch_1.pruned_ms") == pytest.approx((50 + 100 / 3) / 2)
 
 
 def test_a_figure_that_one_seed_lacks_is_none() -> None:

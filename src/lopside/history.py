@@ -250,7 +250,8 @@ def update_history(path: str | Path = HISTORY) -> tuple[list[Row], list[str]]:
     """Append the experiments that are not there yet, mark rows that have become stale, and write what has changed.
 
     Returns all rows, and for each experiment that has no row and gets none the reason why. New rows come in an order
-    that does not depend on when they were run. Raises LopsideError as :func:`read_history`.
+    that does not depend on when they were run; those of one cell and seed alone, which is the oldest first. Raises
+    LopsideError as :func:`read_history`.
     """
     rows = read_history(path)
     known = {(row.experiment, row.commit) for row in rows}
@@ -391,7 +392,7 @@ def _cell(row: Row, name: str) -> str:
 
 
 def _order(row: Row) -> tuple[Any, ...]:
-    return row.dataset, row.model, row.settings, row.strategy, row.seed, -row.enc, -row.dec, row.experiment, row.commit
+    return row.dataset, row.model, row.settings, row.strategy, row.seed, -row.enc, -row.dec
 
 
 def _figures(rouge: Mapping[str, Any], latency: Mapping[str, Any]) -> dict[str, float]:

@@ -289,7 +289,7 @@ def _examples(page: _Page, found: Sequence[Study]) -> None:
         page.say("None, as there is no study.")
         return
     cells = found[0].cells
-    row = (cells.get((6, 1)) or list(cells.values())[-1]).newest
+    row = (cells.get((6, 1)) or list(cells.values())[-1]).rows[0]
     read = read_examples(row)
     if isinstance(read, str):
         page.say(f"Left out: the summaries of {plain(row.experiment)} cannot be read here ({plain(read)}).")

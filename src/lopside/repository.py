@@ -65,10 +65,9 @@ def head() -> str:
 
 
 def experiments(name: str = "*") -> list[Experiment]:
-    """All experiments of this repository, or those of one name, in the order of the commits they were run on, and of
-    their names; none where there is no git.
-    """
-    listed = git("for-each-ref", "--format=%(refname) %(objectname) %(committerdate:unix)", f"refs/exps/*/*/{name}")
+    """All experiments of this repository, or those of one name, the oldest first; none where there is no git."""
+    form = "--format=%(refname) %(objectname) %(committerdate:unix)"
+    listed = git("for-each-ref", "--sort=committerdate", form, f"refs/exps/*/*/{name}")
     found = []
     for line in (listed or "").splitlines():
         reference, commit, seconds = line.split(" ")

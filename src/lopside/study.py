@@ -23,7 +23,7 @@ SETTINGS = {"fixed": "fixed output", "natural": "natural output", "paper": "the 
 
 @dataclass(frozen=True)
 class Cell:
-    """One (enc, dec) of a study: a row for each seed. A figure is the mean of its seeds, None where one lacks it."""
+    """One (enc, dec) of a study: its rows, by seed. A figure is the mean of its seeds, None where one lacks it."""
 
     enc: int
     dec: int
@@ -32,10 +32,6 @@ class Cell:
     @property
     def label(self) -> str:
         return f"{self.enc}-{self.dec}"
-
-    @property
-    def newest(self) -> Row:
-        return self.rows[-1]
 
     @property
     def delta(self) -> Estimate:
@@ -51,10 +47,6 @@ class Cell:
 
     def speedup(self, speed: Speed) -> Estimate | None:
         return self.estimate("{}.batch_{}.speedup".format(*speed))
-
-    def milliseconds(self, speed: Speed, side: str) -> float | None:
-        """Of one batch, ``side`` dense or pruned."""
-        return self.figure("{}.batch_{}.{}_ms".format(*speed, side))
 
     def figure(self, key: str) -> float | None:
         """The mean of the seeds."""
@@ -91,9 +83,9 @@ class Study:
 
     @cached_property
     def cells(self) -> dict[Pair, Cell]:
-        """By (enc, dec), most layers first. Where a cell was run twice with one seed, the later row counts."""
+        """By (enc, dec), most layers first. Where a cell was run twice with one seed, the later day counts, or row."""
         by_seed: dict[Pair, dict[int, Row]] = defaultdict(dict)
-        for row in self.rows:
+        for row in sorted(self.rows, key=lambda row: row.date):
             by_seed[row.enc, row.dec][row.seed] = row
         return {
             pair: Cell(*pair, tuple(row for _, row in sorted(by_seed[pair].items())))
