@@ -16,13 +16,12 @@ from lopside import untrained
 from lopside.commands import main
 from lopside.errors import LopsideError
 from lopside.estimates import Estimate
-from lopside.grid import GRIDS
+from lopside.grid import GRIDS, Pair
 from lopside.models import load_model, load_tokenizer
 from lopside.pairs import Call
 from lopside.plan import (
     FITTED,
     PAPER,
-    Pair,
     Plan,
     Prediction,
     Work,

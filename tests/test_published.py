@@ -3,6 +3,7 @@
 import pytest
 
 from lopside import published
+from lopside.grid import Pair
 
 
 def test_all_that_is_published_is_there() -> None:
@@ -20,7 +21,7 @@ def test_all_that_is_published_is_there() -> None:
         (("large", "cnn_dailymail"), (6, 2), 20.6726 - 21.1534),
     ],
 )
-def test_losses(model: published.Model, cell: published.Cell, delta: float) -> None:
+def test_losses(model: published.Model, cell: Pair, delta: float) -> None:
     assert published.deltas()[model][cell] == pytest.approx(delta)
 
 

@@ -13,10 +13,9 @@ from typing import TypeVar
 
 from lopside import published
 from lopside.estimates import Estimate, difference, geometric_mean, least_squares, mean, ratio
-from lopside.study import Cell, Pair, Speed, Study, Subject
+from lopside.grid import ALL, DENSE, FEWER, Pair
+from lopside.study import Cell, Speed, Study, Subject
 
-ALL = 6
-FEWER = range(1, ALL)
 ABOUT_3, ABOUT_1 = 2.5, 1.5
 """What rounds to 3 (times as fast, at least) and to 1 (point lost, at most)."""
 
@@ -191,7 +190,7 @@ def fits(mains: Mapping[Subject, Study]) -> tuple[list[Fit], list[Fit]]:
 
 
 def _fit(subject: str, deltas: Mapping[Pair, float]) -> Fit | None:
-    pairs = [pair for pair in deltas if pair != (ALL, ALL)]
+    pairs = [pair for pair in deltas if pair != DENSE]
     coefficients = least_squares([(ALL - enc, ALL - dec) for enc, dec in pairs], [-deltas[pair] for pair in pairs])
     return Fit(subject, len(pairs), *coefficients) if coefficients else None
 

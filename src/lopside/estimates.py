@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-CONFIDENCE = 0.95
+from lopside.intervals import CONFIDENCE
 
 
 class Estimate(NamedTuple):

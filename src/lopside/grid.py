@@ -17,12 +17,16 @@ from lopside.history import changes, flat
 from lopside.params import load_params
 from lopside.repository import PARAMS, SHORT
 
+Pair = tuple[int, int]
+"""Layers kept of encoder and decoder, in sixths unless it is said otherwise."""
+
 ALL = 6
 """Sixths: all layers of a stack."""
 FEWER = range(ALL - 1, 0, -1)
+DENSE: Pair = (ALL, ALL)
 
-GRIDS: dict[str, tuple[tuple[int, int], ...]] = {
-    "paper": ((ALL, ALL), *((ALL, x) for x in FEWER), *((x, ALL) for x in FEWER), *((x, x) for x in FEWER)),
+GRIDS: dict[str, tuple[Pair, ...]] = {
+    "paper": (DENSE, *((ALL, x) for x in FEWER), *((x, ALL) for x in FEWER), *((x, x) for x in FEWER)),
     "full": tuple((enc, dec) for enc in range(ALL, 0, -1) for dec in range(ALL, 0, -1)),
     "reduced": ((6, 6), (6, 3), (6, 1), (3, 6), (1, 6), (3, 3), (1, 1)),
 }
@@ -52,7 +56,7 @@ class Plan:
     """``key=value`` that all cells are given."""
 
 
-def grid_cells(grid: str) -> tuple[tuple[int, int], ...]:
+def grid_cells(grid: str) -> tuple[Pair, ...]:
     """The cells of a named grid, or of a list such as ``6-1,3-3``, each once. Raises LopsideError for another text."""
     if grid in GRIDS:
         return GRIDS[grid]

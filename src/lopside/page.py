@@ -15,9 +15,10 @@ from lopside.claims import Fit, Verdict, fits, same_across, study_verdicts
 from lopside.estimates import Estimate, mean
 from lopside.examples import Example, read_examples
 from lopside.files import new_file
+from lopside.grid import Pair
 from lopside.history import HISTORY, TRAINING, Row
 from lopside.report import markdown_table
-from lopside.study import Cell, Pair, Speed, Study, Subject, in_words, main_studies, studies
+from lopside.study import Cell, Speed, Study, Subject, in_words, main_studies, studies
 
 MARKDOWN, HTML = "report.md", "report.html"
 

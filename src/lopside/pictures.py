@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from lopside import published
 from lopside.estimates import Estimate
 from lopside.files import new_file
-from lopside.study import Cell, Pair, Speed, Study, in_words, pareto
+from lopside.grid import Pair
+from lopside.study import Cell, Speed, Study, in_words, pareto
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

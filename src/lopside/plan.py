@@ -22,7 +22,7 @@ from lopside.architectures import layer_counts
 from lopside.engines import BASELINE, baseline, export, load_engine
 from lopside.errors import LopsideError
 from lopside.estimates import Estimate
-from lopside.grid import ALL, GRIDS
+from lopside.grid import ALL, DENSE, GRIDS, Pair
 from lopside.hub import find_model
 from lopside.inputs import positions
 from lopside.intervals import median_interval
@@ -36,11 +36,8 @@ from lopside.selection import kept_count
 from lopside.untrained import SHAPES, write_untrained
 from lopside.workloads import PAPER_NEW_TOKENS, PAPER_SOURCE_TOKENS, Setting, calls_of, choose_clock
 
-Pair = tuple[int, int]
-"""Sixths of encoder and decoder layers kept."""
 Name = TypeVar("Name")
 
-DENSE: Pair = (ALL, ALL)
 FITTED: tuple[Pair, ...] = (DENSE, (ALL, 1), (1, ALL), (1, 1), (3, 3))
 """The cells that the model is fitted to: the corners of the grid, and one between them."""
 

@@ -9,14 +9,12 @@ from collections.abc import Iterator
 from functools import cache
 from importlib.resources import files
 
-from lopside.estimates import CONFIDENCE, Estimate, student_quantile
+from lopside.estimates import Estimate, student_quantile
+from lopside.grid import DENSE, Pair
+from lopside.intervals import CONFIDENCE
 
 Model = tuple[str, str]
 """Size (small, base, large) and data set (cnn_dailymail, xsum)."""
-Cell = tuple[int, int]
-"""Sixths of encoder and decoder layers kept."""
-
-ALL: Cell = (6, 6)
 
 UNSOUND = {("large", "xsum", 6, 6), ("base", "cnn_dailymail", 6, 3)}
 """Loss nan on their cards; one scores below several of its own pruned models, one a third of its neighbours."""
@@ -25,9 +23,9 @@ REPEATS = 7
 
 
 @cache
-def rouge2() -> dict[Model, dict[Cell, float]]:
+def rouge2() -> dict[Model, dict[Pair, float]]:
     """ROUGE-2, 0 to 100, of the models that have a sound figure."""
-    found: dict[Model, dict[Cell, float]] = defaultdict(dict)
+    found: dict[Model, dict[Pair, float]] = defaultdict(dict)
     for row in _rows("published_rouge.csv"):
         size, dataset, enc, dec = row["size"], row["dataset"], int(row["enc"]), int(row["dec"])
         if (size, dataset, enc, dec) not in UNSOUND:
@@ -35,31 +33,31 @@ def rouge2() -> dict[Model, dict[Cell, float]]:
     return dict(found)
 
 
-def deltas() -> dict[Model, dict[Cell, float]]:
+def deltas() -> dict[Model, dict[Pair, float]]:
     """ROUGE-2 minus the full model's, in points, where that has a sound figure; one run each, so no interval."""
     return {
-        model: {cell: figure - figures[ALL] for cell, figure in figures.items() if cell != ALL}
+        model: {cell: figure - figures[DENSE] for cell, figure in figures.items() if cell != DENSE}
         for model, figures in rouge2().items()
-        if ALL in figures
+        if DENSE in figures
     }
 
 
 @cache
-def speedups() -> dict[Model, dict[int, dict[Cell, Estimate]]]:
+def speedups() -> dict[Model, dict[int, dict[Pair, Estimate]]]:
     """The full model's time / the pruned model's, by batch size; the intervals are of the two means of 7 repeats."""
-    times: dict[Model, dict[int, dict[Cell, tuple[float, float]]]] = defaultdict(lambda: defaultdict(dict))
+    times: dict[Model, dict[int, dict[Pair, tuple[float, float]]]] = defaultdict(lambda: defaultdict(dict))
     for row in _rows("published_latency.csv"):
         cells = times[row["size"], row["dataset"]][int(row["batch_size"])]
         cells[int(row["enc"]), int(row["dec"])] = float(row["latency_ms"]), float(row["std_ms"])
     return {model: {batch: _relative(cells) for batch, cells in batches.items()} for model, batches in times.items()}
 
 
-def _relative(times: dict[Cell, tuple[float, float]]) -> dict[Cell, Estimate]:
+def _relative(times: dict[Pair, tuple[float, float]]) -> dict[Pair, Estimate]:
     reach = student_quantile((1 + CONFIDENCE) / 2, REPEATS - 1) / math.sqrt(REPEATS)
-    dense, dense_spread = times[ALL]
-    found = {ALL: Estimate(1.0, 1.0, 1.0)}
+    dense, dense_spread = times[DENSE]
+    found = {DENSE: Estimate(1.0, 1.0, 1.0)}
     for cell, (pruned, spread) in times.items():
-        if cell != ALL:
+        if cell != DENSE:
             width = reach * math.hypot(dense_spread / dense, spread / pruned)
             found[cell] = Estimate(dense / pruned, dense / pruned * (1 - width), dense / pruned * (1 + width))
     return found

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 
 from lopside.errors import LopsideError
 from lopside.estimates import Estimate
+from lopside.grid import ALL, Pair
 from lopside.history import HISTORY, Row
 from lopside.params import load_params
 from lopside.repository import SHORT, experiments
-from lopside.study import Cell, Pair, Speed, Study, in_words, studies
+from lopside.study import Cell, Speed, Study, in_words, studies
 
-ALL = 6
 SEEDS = 3
 """How many are asked for where there are fewer."""
 MOST = 3

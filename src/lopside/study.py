@@ -9,9 +9,9 @@ from functools import cached_property
 from typing import Any
 
 from lopside.estimates import Estimate, mean
+from lopside.grid import Pair
 from lopside.history import Row, seedless
 
-Pair = tuple[int, int]
 Speed = tuple[str, int]
 """Setting and batch size."""
 Subject = tuple[str, str]
