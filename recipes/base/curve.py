@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 import pandas as pd
 
-from lopside.pictures import COLOURS, MARKERS, save
+from lopside.pictures import draw_courses
 from recipes.base.train import ROUNDS
 
 HERE = Path(__file__).parent
@@ -35,19 +35,9 @@ def course(logs: dict[str, Path]) -> pd.DataFrame:
 
 def draw(table: pd.DataFrame, path: Path) -> None:
     """A line a round. Equal tables give an equal file."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-    axes = figure.subplots()
-    for (name, part), colour, marker in zip(table.groupby("round", sort=False), COLOURS, MARKERS, strict=False):
-        axes.plot(part.tokens / 1e6, part.validation_rouge2, color=colour, marker=marker, label=name)
-    axes.set_xlim(left=0)
-    axes.set_ylim(bottom=0)
-    axes.set_xlabel("million tokens seen in training (source and target)")
-    axes.set_ylabel("ROUGE-2 on validation documents")
-    axes.grid(alpha=0.3)
-    axes.legend(title="round")
-    save(figure, path)
+    rounds = table.groupby("round", sort=False)
+    lines = ((str(name), list(part.tokens / 1e6), list(part.validation_rouge2)) for name, part in rounds)
+    draw_courses(lines, "million tokens seen in training (source and target)", "round", path)
 
 
 @click.command()

@@ -6,7 +6,8 @@ rows give equal bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -173,6 +174,25 @@ def pooled(ours: Mapping[Pair, Estimate], theirs: Mapping[Pair, Sequence[float]]
     axes.set_xlabel(DELTA)
     axes.grid(alpha=0.3)
     _legend_below(figure, axes)
+    save(figure, path)
+
+
+def draw_courses(
+    lines: Iterable[tuple[str, Sequence[float], Sequence[float]]], x_label: str, title: str, path: str | Path
+) -> None:
+    """ROUGE-2 on validation documents in the course of training: a line each by its label, x and y."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.subplots()
+    for (label, x, y), colour, marker in zip(lines, cycle(COLOURS), cycle(MARKERS), strict=False):
+        axes.plot(x, y, color=colour, marker=marker, label=label)
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel("ROUGE-2 on validation documents")
+    axes.grid(alpha=0.3)
+    axes.legend(title=title)
     save(figure, path)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from lopside.errors import LopsideError
 from lopside.history import seedless
-from lopside.pictures import COLOURS, GREY, MARKERS, save
+from lopside.pictures import COLOURS, GREY, draw_courses, save
 from lopside.repository import LATENCY, PARAMS, ROUGE, commit_of, leaf, read_mapping, read_text
 
 if TYPE_CHECKING:
@@ -231,25 +231,8 @@ def curves_table(curves: Sequence[Curve]) -> str:
 
 def curves_png(curves: Sequence[Curve], path: str | Path) -> None:
     """Draw validation ROUGE-2 against fine-tuning steps, a line a run. Equal curves give an equal file."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-    axes = figure.subplots()
-    for number, curve in enumerate(curves):
-        axes.plot(
-            list(curve.rouge2),
-            list(curve.rouge2.values()),
-            color=COLOURS[number % len(COLOURS)],
-            marker=MARKERS[number % len(MARKERS)],
-            label=curve.label,
-        )
-    axes.set_xlim(left=0)
-    axes.set_ylim(bottom=0)
-    axes.set_xlabel("fine-tuning steps")
-    axes.set_ylabel("ROUGE-2 on validation documents")
-    axes.grid(alpha=0.3)
-    axes.legend(title="enc-dec")
-    save(figure, path)
+    lines = [(curve.label, list(curve.rouge2), list(curve.rouge2.values())) for curve in curves]
+    draw_courses(lines, "fine-tuning steps", "enc-dec", path)
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
