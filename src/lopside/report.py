@@ -128,7 +128,7 @@ class Scored:
 
     label: str
     signature: str
-    """What a document's figure depends on: the signature of metrics/rouge.json less OF_INTERVALS."""
+    """That of metrics/rouge.json; runs whose signatures differ in the seed alone were scored alike."""
     ids: tuple[str, ...]
     rouge2: NDArray[np.float64]
     """ROUGE-2 a document, 0 to 100, shape (documents,), in the order of ``ids``."""
