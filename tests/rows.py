@@ -33,7 +33,7 @@ def row(
         "training": ("1.0", "0", "64", "0.0005", "linear"),
         "documents": 2000,
         "machine": "made-up CPU, 2 cores",
-        "timing": "device:cpu|threads:2",
+        "timing": "device:cpu|engine:transformers float32|threads:2",
         "stale": "",
     } | changes
     fields.setdefault("signature", f'made-up|seed:{fields["seed"]}|prefix:"a, b"')

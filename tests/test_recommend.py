@@ -55,7 +55,7 @@ def test_the_far_end_of_the_interval_decides(arguments: list[str], expected: str
 
 def test_what_is_said() -> None:
     assert recommend("--max-loss", "1").output.splitlines() == [
-        "docs-bart-mini on docstrings, uniform, 5 cells, timed on made-up CPU, 2 cores",
+        "docs-bart-mini on docstrings, uniform, 5 cells, transformers float32 timed on made-up CPU, 2 cores",
         "6-3: 1.50x [1.40, 1.60] at fixed output, batch 1; ROUGE-2 -0.50 [-1.00, +0.00] points, 97.5% retained.",
         "It loses at most 1 ROUGE-2 points even at the far end of its 95% interval, so far as one training can tell.",
         "Perhaps 6-1: 3.00x [2.90, 3.10] at fixed output, batch 1; ROUGE-2 -1.50 [-2.00, -1.00] points, 92.5% retained"
@@ -63,8 +63,10 @@ def test_what_is_said() -> None:
         "Perhaps 6-2: 2.00x [1.90, 2.10] at fixed output, batch 1; ROUGE-2 -0.90 [-1.40, -0.40] points, 95.5% retained"
         ": its interval does not say.",
         "Of 6-1, 6-2, 6-3 fewer than 3 seeds were trained: "
-        "`lopside sweep 6-1,6-2,6-3 --seeds 3 -S keep.strategy=uniform -S train.batch_size=64`",
-        "Not measured yet, and perhaps better: `lopside sweep 5-3 -S keep.strategy=uniform -S train.batch_size=64`",
+        "`lopside sweep 6-1,6-2,6-3 --seeds 3 -S keep.strategy=uniform -S train.batch_size=64`, "
+        "as at revision abc1234",
+        "Not measured yet, and perhaps better: "
+        "`lopside sweep 5-3 -S keep.strategy=uniform -S train.batch_size=64`, as at revision abc1234",
         "To run it anew, as at revision abc1234:  "
         "dvc exp run -S enc=6 -S dec=3 -S seed=0 -S keep.strategy=uniform -S train.batch_size=64",
     ]
@@ -77,8 +79,34 @@ def test_where_none_will_do_that_is_said_and_the_status_is_1() -> None:
         "Of no measured cell it is sure that it is at least 4 times as fast as dense.",
         "The nearest is 6-1: 3.00x [2.90, 3.10] at fixed output, batch 1; "
         "ROUGE-2 -1.50 [-2.00, -1.00] points, 92.5% retained.",
+        "Not measured yet, and perhaps nearer: "
+        "`lopside sweep 5-1 -S keep.strategy=uniform -S train.batch_size=64`, as at revision abc1234",
     ]
     assert "Perhaps 6-1: 3.00x" in recommend("--min-speedup", "3").output
+    write_history([row(3, 3, -3, 2)])
+    assert "perhaps nearer: `lopside sweep 4-3,3-4 " in recommend("--max-loss", "1").output
+
+
+def test_only_of_sixths_is_6_6_the_full_model() -> None:
+    for unit, seeds_are_few in (("sixths", False), ("layers", True)):
+        write_history([row(6, 6, width=0.0, unit=unit)])
+        assert ("Of 6-6 fewer than 3 seeds were trained" in recommend("--max-loss", "1").output) == seeds_are_few
+
+
+def test_engine_and_precision_can_be_asked_for() -> None:
+    others = [
+        row(5, dec, -0.1, 5, timing=f"device:cpu|engine:ctranslate2 {dtype}|threads:2")
+        for dtype, dec in (("int8", 3), ("float32", 2))
+    ]
+    write_history([*CELLS, *others])
+    asked = ("--max-loss", "1", "--engine", "ctranslate2", "--dtype")
+    assert [label(recommend(*asked, dtype)) for dtype in ("int8", "float32")] == ["5-3", "5-2"]
+    assert ", ctranslate2 int8 timed on " in recommend(*asked, "int8").output
+    assert label(recommend("--max-loss", "1", "--engine", "transformers")) == "6-3"
+    assert recommend("--max-loss", "1", "--dtype", "bfloat16").output == (
+        "error: --dtype bfloat16: metrics/history.csv has no row of it; there are: ctranslate2 float32, "
+        "ctranslate2 int8, transformers float32\n"
+    )
 
 
 def test_several_seeds_count_by_their_mean_and_are_told() -> None:

@@ -108,8 +108,16 @@ def report(output: Path, pictures: Path | None) -> None:
 @click.option("--min-speedup", type=float, help="Dense time / pruned time, at least.")
 @click.option("--batch", default=1, show_default=True, help="Batch size of the speedup.")
 @click.option("--setting", default="fixed", show_default=True, help="How it was timed.")
+@click.option("--engine", type=click.Choice(list(ENGINES)), help="What computed the pruned models.  [default: any]")
+@click.option("--dtype", type=click.Choice(ENGINE_DTYPES), help="Its precision.  [default: any]")
 def recommend(
-    max_loss: float | None, min_retained: str | None, min_speedup: float | None, batch: int, setting: str
+    max_loss: float | None,
+    min_retained: str | None,
+    min_speedup: float | None,
+    batch: int,
+    setting: str,
+    engine: str | None,
+    dtype: str | None,
 ) -> None:
     """Name the fastest cell of metrics/history.csv that loses no more than asked, or the best that is so fast.
 
@@ -119,7 +127,7 @@ def recommend(
     from lopside.recommend import Goal, advise
 
     goal = Goal.of(max_loss, min_retained, min_speedup)
-    advice = advise(read_history(), goal, (setting, batch))
+    advice = advise(read_history(), goal, (setting, batch), engine, dtype)
     click.echo("\n".join(advice.lines))
     sys.exit(0 if advice.found else 1)
 

@@ -60,13 +60,15 @@ class Advice:
     lines: list[str]
 
 
-def advise(rows: Sequence[Row], goal: Goal, speed: Speed) -> Advice:
+def advise(
+    rows: Sequence[Row], goal: Goal, speed: Speed, engine: str | None = None, dtype: str | None = None
+) -> Advice:
     """The cell of the history that reaches the goal best, how sure that is, and what would make it surer.
 
-    Goes by the study of most cells of the model and data set that params.yaml names. Raises LopsideError where there is
-    none, or it was not timed so.
+    Goes by the study of most cells of the model and data set that params.yaml names, computed by this engine and in
+    this precision where they are given. Raises LopsideError where there is none, or it was not timed so.
     """
-    study = _study_of(rows, speed)
+    study = _study_of(rows, speed, engine, dtype)
     cells = [cell for cell in study.cells.values() if goal.bound(cell, speed) and goal.wish(cell, speed)]
 
     def bound(cell: Cell) -> Estimate:
@@ -84,7 +86,8 @@ def advise(rows: Sequence[Row], goal: Goal, speed: Speed) -> Advice:
     maybe = sorted(
         (cell for cell in better if bound(cell).low < goal.least <= bound(cell).high), key=wish, reverse=True
     )
-    lines = [f"{study.title}, {_number(len(study.cells), 'cell')}, timed on {study.first.machine}"]
+    lines = [f"{study.title}, {_number(len(study.cells), 'cell')}, {study.engine} timed on {study.first.machine}"]
+    nearest = None
     if best is None:
         lines.append(f"Of no measured cell it is sure that it {goal.words}.")
         if not maybe and cells:
@@ -95,13 +98,17 @@ def advise(rows: Sequence[Row], goal: Goal, speed: Speed) -> Advice:
         as_good = [cell.label for cell in sure if cell is not best and _reaches(wished(cell), wished(best))]
         if as_good:
             lines.append(f"Within the intervals as good: {', '.join(as_good)}.")
-    lines += _next(study, best, maybe[:MOST], goal, speed)
+    lines += _next(study, best, maybe[:MOST], speed)
+    if best and (new := _neighbours(study, best, 1 if goal.wish is _delta else -1)):
+        lines.append(f"Not measured yet, and perhaps better: {_sweep(study, new, 1)}")
+    if nearest and (new := _neighbours(study, nearest, -1 if goal.wish is _delta else 1)):
+        lines.append(f"Not measured yet, and perhaps nearer: {_sweep(study, new, 1)}")
     if best is not None:
         lines += _commands(best)
     return Advice(best is not None, lines)
 
 
-def _study_of(rows: Sequence[Row], speed: Speed) -> Study:
+def _study_of(rows: Sequence[Row], speed: Speed, engine: str | None, dtype: str | None) -> Study:
     found = studies(rows)
     if not found:
         raise LopsideError(f"{HISTORY}: holds no row to recommend from; `lopside sweep` and `lopside report` make some")
@@ -113,9 +120,15 @@ def _study_of(rows: Sequence[Row], speed: Speed) -> Study:
             f"{HISTORY}: has no row of {params.model} on {params.dataset}, which params.yaml names; there are: "
             + "; ".join(there)
         )
-    timed = [study for study in named if speed in study.speeds]
+    computed = [study for study in named if {engine or "", dtype or ""} <= {"", *study.engine.split(" ")}]
+    if not computed:
+        asked = " ".join(filter(None, [engine and f"--engine {engine}", dtype and f"--dtype {dtype}"]))
+        there = sorted({study.engine for study in named})
+        raise LopsideError(f"{asked}: {HISTORY} has no row of it; there are: {', '.join(there)}")
+    timed = [study for study in computed if speed in study.speeds]
     if not timed:
-        there = sorted({f"--setting {setting} --batch {batch}" for study in named for setting, batch in study.speeds})
+        speeds = {speed for study in computed for speed in study.speeds}
+        there = [f"--setting {setting} --batch {batch}" for setting, batch in sorted(speeds)]
         raise LopsideError(f"--setting {speed[0]} --batch {speed[1]}: was not timed; there are: {', '.join(there)}")
     return timed[0]
 
@@ -128,29 +141,29 @@ def _certainty(cell: Cell, goal: Goal) -> list[str]:
     return [f"{sure}, the mean of {len(singles)} seeds, which by themselves are {', '.join(singles)} points."]
 
 
-def _next(study: Study, best: Cell | None, maybe: Sequence[Cell], goal: Goal, speed: Speed) -> list[str]:
-    """What to measure, where that might change the answer."""
+def _next(study: Study, best: Cell | None, maybe: Sequence[Cell], speed: Speed) -> list[str]:
+    """What to measure again, where that might change the answer."""
     lines = [f"Perhaps {_in_words(cell, speed)}: its interval does not say." for cell in maybe]
-    few = [cell for cell in [*maybe, *([best] if best else [])] if len(cell.rows) < SEEDS and cell.label != "6-6"]
+    cells = [*maybe, best] if best else maybe
+    # Of all layers, pruned is dense itself, whatever the seed.
+    few = [cell for cell in cells if len(cell.rows) < SEEDS and not (study.in_sixths and cell.label == "6-6")]
     if few and study.first.strategy != "explicit":
         labels = ", ".join(cell.label for cell in few)
-        lines.append(f"Of {labels} fewer than {SEEDS} seeds were trained: `{_sweep(study, few, SEEDS)}`")
-    if best and study.in_sixths and (new := _neighbours(study, best, goal)):
-        lines.append(f"Not measured yet, and perhaps better: `{_sweep(study, new, 1)}`")
+        lines.append(f"Of {labels} fewer than {SEEDS} seeds were trained: {_sweep(study, few, SEEDS)}")
     return lines
 
 
-def _neighbours(study: Study, best: Cell, goal: Goal) -> list[Pair]:
-    """Cells that were not measured and have a sixth less of one stack or, where loss is what counts, more."""
-    step = 1 if goal.wish is _delta else -1
-    pairs = [(best.enc + step, best.dec), (best.enc, best.dec + step)]
+def _neighbours(study: Study, cell: Cell, step: int) -> list[Pair]:
+    """Cells that were not measured and have so many sixths more of one stack."""
+    pairs = [(cell.enc + step, cell.dec), (cell.enc, cell.dec + step)] if study.in_sixths else []
     return [pair for pair in pairs if pair not in study.cells and all(1 <= amount <= ALL for amount in pair)]
 
 
 def _sweep(study: Study, cells: Sequence[Cell | Pair], seeds: int) -> str:
     labels = [cell.label if isinstance(cell, Cell) else "{}-{}".format(*cell) for cell in cells]
     many = ["--seeds", str(seeds)] if seeds > 1 else []
-    return shlex.join(["lopside", "sweep", ",".join(labels), *many, *_settings(study.first)])
+    command = shlex.join(["lopside", "sweep", ",".join(labels), *many, *_settings(study.first)])
+    return f"`{command}`, as at revision {study.first.revision}"
 
 
 def _commands(cell: Cell) -> list[str]:

@@ -77,6 +77,12 @@ class Study:
         return f"{self.first.model} on {self.first.dataset}, {self.first.strategy}"
 
     @property
+    def engine(self) -> str:
+        """What computed the pruned models, and in which precision, as in ``transformers float32``."""
+        settings = dict(setting.partition(":")[::2] for setting in self.first.timing.split("|"))
+        return settings.get("engine", "unknown")
+
+    @property
     def in_sixths(self) -> bool:
         """Whether enc and dec are shares as in the paper."""
         return self.first.unit == "sixths" and self.first.strategy != "explicit"
