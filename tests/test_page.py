@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from lopside import examples, pictures
 from lopside import page as module
-from lopside import pictures
 from lopside.commands import main
 from lopside.examples import Example
 from lopside.history import Row, write_history
@@ -167,6 +167,18 @@ def test_without_the_cache_the_examples_are_left_out_with_a_sentence(folder: Pat
     write_report(history()[:1], folder / "report")
     said = "Left out: the summaries of e6-d6-uniform-s0-abc1234 cannot be read here (there is no commit "
     assert said in (folder / "report/report.md").read_text()
+
+
+def test_a_remote_that_fails_leaves_the_examples_out_with_a_sentence(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("no credentials")
+
+    monkeypatch.setattr("dvc.api.open", fails)
+    monkeypatch.setattr(examples, "git", lambda *_: "")
+    write_report(history()[:1], folder / "report")
+    assert "gives them: RuntimeError: no credentials)." in (folder / "report/report.md").read_text()
 
 
 def test_plain_text_is_one_line_of_markdown_that_shows_as_it_is() -> None:
