@@ -19,8 +19,9 @@ from click.testing import CliRunner
 from lopside import repository
 from lopside.commands import main
 from lopside.errors import LopsideError
+from lopside.grid import Plan
 from lopside.history import Row, row_of, update_history, write_history
-from lopside.sweep import COPY, LOGS, duration, time_left
+from lopside.sweep import COPY, LOGS, _Copy, duration, time_left
 from tests import cheap_pipeline
 from tests.projects import ENVIRONMENT, commit, run
 
@@ -263,6 +264,21 @@ def test_a_copy_that_is_broken_is_made_anew(project: Path) -> None:
     assert files(project) == before  # where it is broken, git would go on to the repository around it
     assert set(names(project)) == {*known, f"e3-d3-uniform-s0-{revision(project)}"}
     assert run("git", "branch", "--show-current", folder=project) == "main\n"
+
+
+def test_locks_of_git_that_a_killed_sweep_left_are_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run("git", "init", "--quiet", ".", folder=tmp_path)
+    (tmp_path / ".gitignore").write_text("/.dvc/\n")
+    commit(tmp_path)
+    run("git", "clone", "--quiet", "--shared", ".", str(COPY), folder=tmp_path)
+    reference = f"refs/exps/12/{'3' * 38}/e6-d1"
+    for name in ("index", reference):
+        lock = COPY / f".git/{name}.lock"
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        lock.touch()
+    assert _Copy(Plan(run("git", "rev-parse", "HEAD", folder=tmp_path).strip(), (), ()))._clean()
+    run("git", "-C", str(COPY), "update-ref", reference, "HEAD", folder=tmp_path)
 
 
 def test_own_data_that_git_does_not_track_is_found_and_may_change(project: Path) -> None:

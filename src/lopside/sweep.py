@@ -365,7 +365,7 @@ class _Copy:
     def _clean(self) -> bool:
         """Whether the copy could be put right: experiments handed over, files as committed, DVC's traces gone."""
         self._hand_over()
-        for lock in (self.folder / ".git").glob("*.lock"):
+        for lock in (self.folder / ".git").rglob("*.lock"):  # of references too, each beside its own
             lock.unlink()
         shutil.rmtree(self.project / ".dvc/tmp", ignore_errors=True)
         for reference in (self._git("for-each-ref", "--format=%(refname)", "refs/exps") or "").split():
