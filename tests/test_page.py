@@ -132,8 +132,12 @@ def test_rows_of_two_machines_never_share_a_picture(folder: Path) -> None:
     drawn = write_report([row(6, 1, -1, 2), row(6, 3, -1, 2), row(6, 1, -1, 3, machine="another")], folder / "report")
     text = (folder / "report/report.md").read_text()
     assert text.count("\n## docs-bart-mini on docstrings, uniform\n") == 2
-    assert "2 cells, 1 seed each; made-up CPU, 2 cores" in text
-    assert "1 cell, 1 seed each; another" in text
+    assert (
+        "2 cells, 1 seed each; transformers float32 on made-up CPU, 2 cores; 2,000 test documents; epochs 1.0, " in text
+    )
+    assert "1 cell, 1 seed each; transformers float32 on another" in text
+    # Whose claims they are, and that two studies of one title can be told apart.
+    assert "1 to 4 for docs-bart-mini on docstrings, uniform (2 cells, 1 seed each; transformers float32 on " in text
     assert [path.name for path in drawn if "tradeoff" in path.name] == ["tradeoff-fixed.png", "2-tradeoff-fixed.png"]
 
 

@@ -127,7 +127,8 @@ def _claims(page: _Page, mains: Mapping[Subject, Study]) -> None:
         return
     main = next(iter(mains.values()))
     page.say(
-        f"1 to 4 for {plain(main.title)}, 5 for all of our models and data sets. The authors' figures are those they "
+        f"1 to 4 for {plain(main.title)} ({_where(main)}), 5 for the study of most cells of each of our models and "
+        "data sets. The authors' figures are those they "
         "published for FLAN-T5 on CNN/DailyMail and XSUM: ROUGE-2 of single runs on the validation split, times of up "
         "to 20 tokens on a GPU. A verdict goes by our interval: *undecided* where it holds the bound, *not measured* "
         "where rows are missing. Intervals of a difference between two cells are wider than they need be, as the rows "
@@ -160,7 +161,7 @@ def _verdict_table(page: _Page, verdicts: Iterable[Verdict]) -> None:
 
 
 def _study(page: _Page, study: Study, number: int, first: bool) -> None:
-    page.say(f"## {plain(study.title)}", _where(study))
+    page.say(f"## {plain(study.title)}", f"{_where(study)}.")
     header = [
         "enc-dec",
         "seeds",
@@ -241,8 +242,9 @@ def _pooled(page: _Page, mains: Mapping[Subject, Study]) -> None:
     means = {pair: mean(estimates) for pair, estimates in ours.items()}
     page.say(
         "## Average degradation",
-        f"ROUGE-2 minus dense, the mean over {_number(len(mains), 'pair')} of model and data set of ours "
-        f"({'; '.join(plain(' on '.join(subject)) for subject in mains)}) and over those of the authors whose full "
+        f"ROUGE-2 minus dense, the mean over {_number(len(mains), 'pair')} of model and data set of ours, each by its "
+        f"study of most cells ({'; '.join(plain(study.title) for study in mains.values())}), and over those of the "
+        "authors whose full "
         "model has a sound figure. Not all of them have every cell: *of* says how many do.",
     )
     pictures.pooled(
@@ -276,7 +278,9 @@ def _regression(page: _Page, mains: Mapping[Subject, Study]) -> None:
     rows = [*(_fit(fit, "ours") for fit in ours), *(_fit(fit, "the authors'") for fit in theirs)]
     page.table(header, rows, numbers=3)
     if not ours:
-        page.say("Of ours there are too few cells yet: three besides 6-6 at least, of one model and data set.")
+        page.say(
+            "Of ours there are too few cells yet: three besides 6-6 at least, of one study and not all of them x-x."
+        )
 
 
 def _fit(fit: Fit, whose: str) -> list[str]:
@@ -342,9 +346,12 @@ def _at(speed: Speed) -> str:
 def _where(study: Study) -> str:
     seeds = sorted({len(cell.rows) for cell in study.cells.values()})
     many = f"{seeds[0]} to {seeds[-1]} seeds" if len(seeds) > 1 else _number(seeds[0], "seed")
+    trained = ", ".join(
+        f"{key.removeprefix('train.')} {value}" for key, value in zip(TRAINING, study.first.training, strict=True)
+    )
     return (
-        f"{_number(len(study.cells), 'cell')}, {many} each; {plain(study.first.machine)}; "
-        f"{study.first.documents:,} test documents."
+        f"{_number(len(study.cells), 'cell')}, {many} each; {plain(study.engine)} on {plain(study.first.machine)}; "
+        f"{study.first.documents:,} test documents; {plain(trained)}"
     )
 
 
