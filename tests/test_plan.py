@@ -233,6 +233,8 @@ def test_the_command_prints_table_and_target(monkeypatch: pytest.MonkeyPatch) ->
     [
         (["--target", "fast"], "--target: 'fast' is refused"),
         (["--target", "-1"], "--target: '-1' is refused"),
+        (["--seconds", "nan"], "--seconds: nan is refused"),
+        (["--seconds", "inf"], "--seconds: inf is refused"),
         (["--check", "x"], "grid: 'x' is refused"),
         (["--published", "--batch", "3"], "not flan-t5-base at batch 3"),
         (["--source-tokens", "0"], "0 is not in the range"),

@@ -1,5 +1,6 @@
 """The console command ``lopside``: what is no stage of the pipeline."""
 
+import math
 import signal
 import sys
 from dataclasses import replace
@@ -213,6 +214,8 @@ def plan(
     from lopside.grid import grid_cells
     from lopside.params import load_params
 
+    if not 0 <= how["seconds"] < math.inf:
+        raise LopsideError(f"--seconds: {how['seconds']:g} is refused; allowed: a number of 0 or more")
     speedup = _speedup(target)
     cells = grid_cells(check) if check else ()
     revision = ""
