@@ -12,7 +12,7 @@ from itertools import combinations, pairwise
 from typing import TypeVar
 
 from lopside import published
-from lopside.estimates import Estimate, difference, geometric_mean, least_squares, mean, ratio
+from lopside.estimates import IN_POINTS, IN_TIMES, Estimate, difference, geometric_mean, least_squares, mean, ratio
 from lopside.grid import ALL, DENSE, FEWER, Pair
 from lopside.study import Cell, Speed, Study, Subject
 
@@ -45,8 +45,8 @@ class _Kind:
     """Without the interval."""
 
 
-POINTS = _Kind(difference, mean, 0, "{:+.2f} [{:+.2f}, {:+.2f}] points", "{:+.2f} points")
-TIMES = _Kind(ratio, geometric_mean, 1, "{:.2f}x [{:.2f}, {:.2f}]", "{:.2f}x")
+POINTS = _Kind(difference, mean, 0, f"{IN_POINTS} points", "{:+.2f} points")
+TIMES = _Kind(ratio, geometric_mean, 1, IN_TIMES, "{:.2f}x")
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,10 @@ class Estimate(NamedTuple):
     high: float
 
 
+IN_POINTS, IN_TIMES = "{:+.2f} [{:+.2f}, {:+.2f}]", "{:.2f}x [{:.2f}, {:.2f}]"
+"""How an estimate is written, by ``IN_POINTS.format(*estimate)``."""
+
+
 def mean(estimates: Sequence[Estimate]) -> Estimate:
     """The mean of one or more, its ends the means of their ends.
 

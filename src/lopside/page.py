@@ -12,13 +12,13 @@ from pathlib import Path
 
 from lopside import pictures, published
 from lopside.claims import Fit, Verdict, fits, same_across, study_verdicts
-from lopside.estimates import Estimate, mean
+from lopside.estimates import IN_POINTS, IN_TIMES, Estimate, mean
 from lopside.examples import Example, read_examples
 from lopside.files import new_file
 from lopside.grid import Pair
 from lopside.history import HISTORY, TRAINING, Row
 from lopside.report import markdown_table
-from lopside.study import Cell, Speed, Study, Subject, in_words, main_studies, studies
+from lopside.study import Cell, Speed, Study, Subject, counted, in_words, main_studies, studies
 
 MARKDOWN, HTML = "report.md", "report.html"
 
@@ -114,7 +114,7 @@ def _summary(rows: Sequence[Row], found: Sequence[Study]) -> str:
     stale = sum(bool(row.stale) for row in rows)
     left_out = f" {stale} of the rows are stale (see the last column of {HISTORY}) and left out here." if stale else ""
     return (
-        f"{_number(len(rows), 'row')} of {HISTORY} make {_number(len(found), 'study', 'studies')}: a study holds what "
+        f"{counted(len(rows), 'row')} of {HISTORY} make {counted(len(found), 'study', 'studies')}: a study holds what "
         "may be compared, as it shares data, model, training, strategy, scoring, machine and settings of the timer. "
         f"Everything is relative to dense, the full model trained as long on the same batches.{left_out}"
     )
@@ -203,7 +203,7 @@ def _cell(cell: Cell) -> list[str]:
         ", ".join(str(row.seed) for row in cell.rows),
         f"{size / 1e6:.1f} M" if size else "",
         *("" if figure is None else f"{figure:.2f}" for figure in figures),
-        "{:+.2f} [{:+.2f}, {:+.2f}]".format(*cell.delta),
+        IN_POINTS.format(*cell.delta),
         f"{min(singles):+.2f} to {max(singles):+.2f}" if len(singles) > 1 else "",
         "{:.1%} [{:.1%}, {:.1%}]".format(*cell.retained) if cell.retained else "",
     ]
@@ -211,7 +211,7 @@ def _cell(cell: Cell) -> list[str]:
 
 def _speedups(study: Study, cell: Cell, setting: str) -> list[str]:
     found = (cell.speedup((setting, batch)) for batch in study.batches(setting))
-    return ["{:.2f}x [{:.2f}, {:.2f}]".format(*speedup) if speedup else "" for speedup in found]
+    return [IN_TIMES.format(*speedup) if speedup else "" for speedup in found]
 
 
 def _draw(page: _Page, study: Study, prefix: str) -> None:
@@ -242,7 +242,7 @@ def _pooled(page: _Page, mains: Mapping[Subject, Study]) -> None:
     means = {pair: mean(estimates) for pair, estimates in ours.items()}
     page.say(
         "## Average degradation",
-        f"ROUGE-2 minus dense, the mean over {_number(len(mains), 'pair')} of model and data set of ours, each by its "
+        f"ROUGE-2 minus dense, the mean over {counted(len(mains), 'pair')} of model and data set of ours, each by its "
         f"study of most cells ({'; '.join(plain(study.title) for study in mains.values())}), and over those of the "
         "authors whose full "
         "model has a sound figure. Not all of them have every cell: *of* says how many do.",
@@ -255,7 +255,7 @@ def _pooled(page: _Page, mains: Mapping[Subject, Study]) -> None:
         (
             [
                 "{}-{}".format(*pair),
-                "{:+.2f} [{:+.2f}, {:+.2f}]".format(*means[pair]) if pair in means else "",
+                IN_POINTS.format(*means[pair]) if pair in means else "",
                 str(len(ours.get(pair, ()))),
                 f"{sum(theirs[pair]) / len(theirs[pair]):+.2f}" if pair in theirs else "",
                 str(len(theirs.get(pair, ()))),
@@ -336,7 +336,7 @@ def _method(page: _Page, rows: Sequence[Row], found: Sequence[Study]) -> None:
             for study in found
         ),
     )
-    page.say(f"All {_number(len(rows), 'row')}, with what each was run with: {HISTORY}.")
+    page.say(f"All {counted(len(rows), 'row')}, with what each was run with: {HISTORY}.")
 
 
 def _at(speed: Speed) -> str:
@@ -345,15 +345,11 @@ def _at(speed: Speed) -> str:
 
 def _where(study: Study) -> str:
     seeds = sorted({len(cell.rows) for cell in study.cells.values()})
-    many = f"{seeds[0]} to {seeds[-1]} seeds" if len(seeds) > 1 else _number(seeds[0], "seed")
+    many = f"{seeds[0]} to {seeds[-1]} seeds" if len(seeds) > 1 else counted(seeds[0], "seed")
     trained = ", ".join(
         f"{key.removeprefix('train.')} {value}" for key, value in zip(TRAINING, study.first.training, strict=True)
     )
     return (
-        f"{_number(len(study.cells), 'cell')}, {many} each; {plain(study.engine)} on {plain(study.first.machine)}; "
+        f"{counted(len(study.cells), 'cell')}, {many} each; {plain(study.engine)} on {plain(study.first.machine)}; "
         f"{study.first.documents:,} test documents; {plain(trained)}"
     )
-
-
-def _number(count: int, one: str, many: str = "") -> str:
-    return f"{count:,} {one if count == 1 else many or one + 's'}"

@@ -12,12 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lopside.errors import LopsideError
-from lopside.estimates import Estimate
+from lopside.estimates import IN_POINTS, IN_TIMES, Estimate
 from lopside.grid import ALL, Pair
 from lopside.history import HISTORY, Row
 from lopside.params import load_params
 from lopside.repository import SHORT, experiments
-from lopside.study import Cell, Speed, Study, in_words, studies
+from lopside.study import Cell, Speed, Study, counted, in_words, studies
 
 SEEDS = 3
 """How many are asked for where there are fewer."""
@@ -86,7 +86,7 @@ def advise(
     maybe = sorted(
         (cell for cell in better if bound(cell).low < goal.least <= bound(cell).high), key=wish, reverse=True
     )
-    lines = [f"{study.title}, {_number(len(study.cells), 'cell')}, {study.engine} timed on {study.first.machine}"]
+    lines = [f"{study.title}, {counted(len(study.cells), 'cell')}, {study.engine} timed on {study.first.machine}"]
     nearest = None
     if best is None:
         lines.append(f"Of no measured cell it is sure that it {goal.words}.")
@@ -184,9 +184,9 @@ def _settings(row: Row) -> list[str]:
 
 
 def _in_words(cell: Cell, speed: Speed) -> str:
-    speedup = "{:.2f}x [{:.2f}, {:.2f}]".format(*_known(cell.speedup(speed)))
+    speedup = IN_TIMES.format(*_known(cell.speedup(speed)))
     kept = f", {cell.retained.value:.1%} retained" if cell.retained else ""
-    delta = "{:+.2f} [{:+.2f}, {:+.2f}]".format(*cell.delta)
+    delta = IN_POINTS.format(*cell.delta)
     return f"{cell.label}: {speedup} at {in_words(speed[0])}, batch {speed[1]}; ROUGE-2 {delta} points{kept}"
 
 
@@ -221,7 +221,3 @@ def _share(text: str) -> float:
 def _check(option: str, value: object, fits: bool, allowed: str) -> None:
     if not fits:
         raise LopsideError(f"{option}: {value} is refused; allowed: {allowed}")
-
-
-def _number(count: int, one: str) -> str:
-    return f"{count} {one if count == 1 else one + 's'}"

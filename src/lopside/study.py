@@ -151,6 +151,11 @@ def in_words(setting: str) -> str:
     return SETTINGS.get(setting, setting)
 
 
+def counted(number: int, one: str, many: str = "") -> str:
+    """A number of things in words."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
 def _key(row: Row) -> tuple[Any, ...]:
     kept = (row.encoder_kept, row.decoder_kept) if row.strategy == "explicit" else ()
     scored = seedless(row.signature)
