@@ -95,6 +95,16 @@ def test_about_three_times_for_about_a_point(delta: float, speedup: float, verdi
     assert "base xsum 6-1: 2.70x, -1.96" in found.theirs
 
 
+def test_a_claim_that_another_cell_makes_good_names_it() -> None:
+    # 6-2 loses less and counts as three times as fast, though its interval does not say so; 6-1 is sure.
+    rows = [row(6, 6), row(6, 2, -0.5, 2.55), row(6, 1, -0.9, 2.7)]
+    found = claims.three_for_one(study(rows), SPEED)
+    assert found.verdict == HOLDS
+    assert found.ours.startswith("6-2: 2.55x [")
+    assert found.ours.endswith("; even at the far ends of its intervals: 6-1")
+    assert "far ends" not in claims.three_for_one(study([rows[0], rows[2]]), SPEED).ours
+
+
 def test_without_a_shallow_decoder_there_is_no_verdict() -> None:
     assert claims.three_for_one(study(grid(((6, 6), (3, 3)))), SPEED).verdict == UNMEASURED
 

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from lopside import published
 from lopside.estimates import IN_POINTS, IN_TIMES, Estimate, difference, geometric_mean, least_squares, mean, ratio
-from lopside.grid import ALL, DENSE, FEWER, Pair
+from lopside.grid import ALL, DENSE, FEWER, Pair, names
 from lopside.study import Cell, Speed, Study, Subject
 
 ABOUT_3, ABOUT_1 = 2.5, 1.5
@@ -127,13 +127,15 @@ def three_for_one(study: Study, speed: Speed) -> Verdict:
         elif times:
             theirs.append("{} {}: none".format(*model))
     possible = [pair for pair in speedups if speedups[pair].high >= ABOUT_3 and deltas[pair].high >= -ABOUT_1]
+    sure = [pair for pair in possible if speedups[pair].low >= ABOUT_3 and deltas[pair].low >= -ABOUT_1]
     if not {(ALL, 1), (ALL, 2)} & speedups.keys():
         verdict = UNMEASURED
-    elif any(speedups[pair].low >= ABOUT_3 and deltas[pair].low >= -ABOUT_1 for pair in possible):
+    elif sure:
         verdict = HOLDS
+        ours += "" if shown in sure else f"; even at the far ends of its intervals: {names(sure)}"
     elif possible:
         verdict = UNDECIDED
-        ours += f"; within its intervals: {', '.join('{}-{}'.format(*pair) for pair in possible)}"
+        ours += f"; within its intervals: {names(possible)}"
     else:
         verdict = FAILS
     return Verdict(
@@ -287,8 +289,8 @@ def _in_words(cell: Cell, speedup: Estimate) -> str:
 def _order(deltas: Mapping[Pair, Estimate], steps: bool = True) -> str:
     """Best first, and with ``steps`` the difference from each to the next."""
     ordered = sorted(deltas, key=lambda pair: deltas[pair].value, reverse=True)
-    names = " > ".join("{}-{}".format(*pair) for pair in ordered)
+    order = names(ordered, " > ")
     if not steps:
-        return names
+        return order
     differences = (difference(deltas[one], deltas[other]) for one, other in pairwise(ordered))
-    return f"{names}, by {' and '.join(POINTS.form.format(*each) for each in differences)}"
+    return f"{order}, by {' and '.join(POINTS.form.format(*each) for each in differences)}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,11 @@ class Plan:
     cells: tuple[Cell, ...]
     overrides: tuple[str, ...]
     """``key=value`` that all cells are given."""
+
+
+def names(pairs: Iterable[Pair], between: str = ", ") -> str:
+    """Cells in words, as in ``6-1, 3-3``."""
+    return between.join("{}-{}".format(*pair) for pair in pairs)
 
 
 def grid_cells(grid: str) -> tuple[Pair, ...]:

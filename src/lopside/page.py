@@ -131,7 +131,8 @@ def _claims(page: _Page, mains: Mapping[Subject, Study]) -> None:
         "data sets. The authors' figures are those they "
         "published for FLAN-T5 on CNN/DailyMail and XSUM: ROUGE-2 of single runs on the validation split, times of up "
         "to 20 tokens on a GPU. A verdict goes by our interval: *undecided* where it holds the bound, *not measured* "
-        "where rows are missing. Intervals of a difference between two cells are wider than they need be, as the rows "
+        "where rows are missing. The best cell of 3 is chosen by the figures it is judged by, which flatters it. "
+        "Intervals of a difference between two cells are wider than they need be, as the rows "
         "do not say how their errors go together; `lopside compare` goes by the documents and has the paired ones."
     )
     found = [*study_verdicts(main), same_across(mains)]

@@ -22,7 +22,7 @@ from lopside.architectures import layer_counts
 from lopside.engines import BASELINE, baseline, export, load_engine
 from lopside.errors import LopsideError
 from lopside.estimates import Estimate
-from lopside.grid import ALL, DENSE, GRIDS, Pair
+from lopside.grid import ALL, DENSE, GRIDS, Pair, names
 from lopside.hub import find_model
 from lopside.inputs import positions
 from lopside.intervals import median_interval
@@ -251,7 +251,7 @@ def in_words(plan: Plan) -> str:
     lines = [
         f"{plan.model}, {plan.layers[0]} + {plan.layers[1]} layers, by {plan.engine} on {plan.device}, {plan.threads} "
         f"threads: batch {work.batch}, {work.source_tokens} tokens in{'' if work.masked else ' without mask'}, "
-        f"{work.new_tokens} out; fitted to {_names(plan.fitted)} in {plan.rounds} rounds; {plan.took:.0f} s in all"
+        f"{work.new_tokens} out; fitted to {names(plan.fitted)} in {plan.rounds} rounds; {plan.took:.0f} s in all"
     ]
     errors = [abs(error) for error in plan.errors().values()]
     if errors:
@@ -292,10 +292,10 @@ def target_line(plan: Plan, speedup: float) -> str:
     if not found:
         best = max(plan.cells, key=lambda pair: plan.cells[pair].speedup.value)
         return (
-            f"no cell is {speedup:g} times faster; the fastest is {_names([best])}, {_shown(plan.cells[best].speedup)}"
+            f"no cell is {speedup:g} times faster; the fastest is {names([best])}, {_shown(plan.cells[best].speedup)}"
         )
     enc, dec = found[0]
-    return f"{speedup:g} times faster or more: {_names(found)}; `dvc exp run -S enc={enc} -S dec={dec}` makes the first"
+    return f"{speedup:g} times faster or more: {names(found)}; `dvc exp run -S enc={enc} -S dec={dec}` makes the first"
 
 
 def plan_heat_map(plan: Plan, path: Path) -> None:
@@ -306,10 +306,6 @@ def plan_heat_map(plan: Plan, path: Path) -> None:
     ratios = {pair: plan.cells[pair].speedup.value for pair in GRIDS["full"]}
     at = f"{plan.model}, {plan.engine}, batch {plan.work.batch}"
     draw_heat_maps({f"{at}: milliseconds": (times, "{:.0f}"), "speedup": (ratios, "{:.2f}")}, "sixths", path)
-
-
-def _names(pairs: Sequence[Pair]) -> str:
-    return ", ".join("{}-{}".format(*pair) for pair in pairs)
 
 
 def _shown(estimate: Estimate, factor: float = 1, digits: int = 2) -> str:
