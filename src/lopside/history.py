@@ -274,13 +274,14 @@ def row_of(experiment: Experiment) -> Row:
     """An experiment's row.
 
     Raises LopsideError where its figures are not there, or are not those of its params: `dvc exp run` with a stage's
-    name runs a part of the pipeline, and commits the other stages' old figures with it.
+    name runs a part of the pipeline, and commits the other stages' old figures with it. Likewise where it was run on
+    code that was not committed, as it cannot be run again from its revision and its overrides.
     """
     commit = experiment.commit
     tree = read_mapping(PARAMS, commit)
     params, base = flat(tree), flat(read_mapping(PARAMS, experiment.baseline))
     rouge, latency = read_mapping(ROUGE, commit), read_mapping(LATENCY, commit)
-    _check_current(commit, params)
+    _check_current(experiment, params)
     kept = _kept(commit)
     try:
         row = Row(
@@ -421,11 +422,13 @@ def _kept(commit: str) -> dict[str, tuple[int, ...]]:
     return {stack: tuple(indices) for stack, indices in kept.items()}
 
 
-def _check_current(commit: str, params: Mapping[str, Any]) -> None:
-    """Raise LopsideError where dvc.lock does not say that every stage was run on these params and the stages before it.
+def _check_current(experiment: Experiment, params: Mapping[str, Any]) -> None:
+    """Raise LopsideError where dvc.lock does not say that every stage was run on these params and the stages before it,
+    or what stages read and none wrote, such as code, is not that of the commit that the experiment was run on.
 
     Each stage's lock names the params it was run with and the hashes of what it read and wrote.
     """
+    commit = experiment.commit
     stages: dict[str, dict[str, Any]] = read_mapping(LOCK, commit).get("stages", {})
     written = {out["path"]: out.get("md5") for stage in stages.values() for out in stage.get("outs", [])}
     for name, stage in stages.items():
@@ -435,6 +438,10 @@ def _check_current(commit: str, params: Mapping[str, Any]) -> None:
         for dep in stage.get("deps", []):
             if dep["path"] in written and dep.get("md5") != written[dep["path"]]:
                 raise LopsideError(f"stage {name} was not run again after {dep['path']} had changed")
+    read = {dep["path"] for stage in stages.values() for dep in stage.get("deps", [])} - written.keys()
+    changed = git("diff", "--name-only", "--relative", experiment.baseline, commit, "--", "dvc.yaml", *sorted(read))
+    if changed:
+        raise LopsideError(f"was run with changes that were not committed: {', '.join(changed.splitlines())}")
     for path in (ROUGE, LATENCY):
         text = read_text(path, commit)
         if written.get(path) != hashlib.md5(text.encode(), usedforsecurity=False).hexdigest():
