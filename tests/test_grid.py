@@ -79,6 +79,7 @@ def test_layers_can_be_counted() -> None:
     [
         ("6-1", 0, "seed=1", r"--seeds: 0 is refused"),
         ("6-1", 1, "enc=3", r"-S enc: is refused, for the grid sets it"),
+        ("6-1", 1, "params.yaml:enc=3", r"-S enc: is refused, for the grid sets it"),
         ("6-1", 1, "train.epoch=3", r"-S train.epoch=3: Could not override 'train.epoch'"),
         ("6-1", 1, "train.epochs", r"-S train.epochs: Error parsing override"),
         ("6-1", 1, "train.epochs=1,2", r"-S train.epochs=1,2: "),

@@ -86,7 +86,7 @@ def plan(grid: str, seeds: int, overrides: Sequence[str], params: str, commit: s
     pairs = grid_cells(grid)
     if seeds < 1:
         raise LopsideError(f"--seeds: {seeds} is refused; allowed: a whole number of 1 or more")
-    keys = [override.lstrip("+~").partition("=")[0] for override in overrides]
+    keys = [override.partition("=")[0].rpartition(":")[2].lstrip("+~") for override in overrides]
     for key in ("enc", "dec"):
         if key in keys:
             raise LopsideError(f"-S {key}: is refused, for the grid sets it; give cells instead, as in 6-1,3-3")
