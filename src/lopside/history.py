@@ -33,6 +33,7 @@ from lopside.repository import (
     leaf,
     read_mapping,
     read_text,
+    stages_of,
 )
 
 HISTORY = "metrics/history.csv"
@@ -429,7 +430,7 @@ def _check_current(experiment: Experiment, params: Mapping[str, Any]) -> None:
     Each stage's lock names the params it was run with and the hashes of what it read and wrote.
     """
     commit = experiment.commit
-    stages: dict[str, dict[str, Any]] = read_mapping(LOCK, commit).get("stages", {})
+    stages = stages_of(LOCK, commit)
     written = {out["path"]: out.get("md5") for stage in stages.values() for out in stage.get("outs", [])}
     for name, stage in stages.items():
         for key, value in flat(stage.get("params", {}).get(PARAMS, {})).items():

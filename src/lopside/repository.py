@@ -113,6 +113,14 @@ def read_mapping(name: str, revision: str | None = None) -> dict[str, Any]:
     return value
 
 
+def stages_of(name: str, revision: str | None = None) -> dict[str, dict[str, Any]]:
+    """The stages of dvc.yaml or dvc.lock at a revision, as :func:`read_text`. Raises LopsideError where it has none."""
+    stages = read_mapping(name, revision).get("stages")
+    if not isinstance(stages, dict) or not all(isinstance(stage, dict) for stage in stages.values()):
+        raise LopsideError(f"{name} of {revision or 'workspace'}: stages: is not a mapping of names to stages")
+    return stages
+
+
 def leaf(tree: Any, key: str, where: str) -> float:
     """A figure of a nested mapping by its dotted key. Raises LopsideError, which names ``where``, if there is none."""
     for part in key.split("."):

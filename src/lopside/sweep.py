@@ -29,7 +29,7 @@ from lopside.grid import Cell, Plan, plan
 from lopside.history import flat, row_of
 from lopside.known import DATASETS, HUB_MODELS, locate
 from lopside.params import MODELS
-from lopside.repository import PARAMS, experiments, git, head, read_mapping, read_text
+from lopside.repository import PARAMS, experiments, git, head, read_mapping, read_text, stages_of
 
 DVC = (sys.executable, "-m", "dvc")
 
@@ -167,7 +167,7 @@ def duration(seconds: float) -> str:
 def _inputs() -> set[str]:
     """The files and folders that the pipeline reads and does not write, as dvc.yaml names them, and itself."""
     read, written = {PARAMS, "dvc.yaml"}, set()
-    for stage in read_mapping("dvc.yaml").get("stages", {}).values():
+    for stage in stages_of("dvc.yaml").values():
         definition = stage.get("do", stage)
         read |= set(_paths(definition.get("deps")))
         written |= {path for kind in ("outs", "metrics", "plots") for path in _paths(definition.get(kind))}
