@@ -1,5 +1,6 @@
 """metrics/history.csv as a file: what is written is read, and what was broken by hand is named."""
 
+import json
 import shlex
 import shutil
 import tempfile
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 
 from lopside import history
 from lopside.errors import LopsideError
-from lopside.history import Row, _digest, changes, flat, read_history, seedless, write_history
+from lopside.history import Row, _check_current, _digest, changes, flat, read_history, seedless, write_history
+from lopside.repository import Experiment
 from tests.projects import ENVIRONMENT, ROOT, commit, run
 from tests.rows import row
 
@@ -139,6 +141,34 @@ def test_of_new_rows_of_one_cell_the_oldest_comes_first(tmp_path: Path, monkeypa
     monkeypatch.setattr(history, "row_of", lambda each: row(6, 1, experiment=each.name, date=each.date))
     rows, left_out = history.update_history()
     assert ([each.experiment for each in rows], left_out) == (["b", "a", "c"], [])
+
+
+def test_a_stage_that_read_another_file_of_a_folder_than_lies_there_now_was_not_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `dvc exp run download -S data.limits.test=100` leaves it; what DVC keeps no listing of is not judged."""
+    monkeypatch.chdir(tmp_path)
+    names = ("metrics/rouge.json", "metrics/latency.json")
+    figures = [{"path": name, "md5": "99914b932bd37a50b983c5e7c90ae93b"} for name in names]  # of {}
+    download = {"outs": [{"path": "data/splits", "md5": "abcd.dir"}]}
+    score = {"deps": [{"path": "data/splits/test.parquet", "md5": "old"}], "outs": figures}
+    (tmp_path / "metrics").mkdir()
+    for name in names:
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "dvc.lock").write_text(json.dumps({"stages": {"download": download, "score": score}}))
+    (tmp_path / ".gitignore").write_text("/.dvc/\n")
+    run("git", "init", "--quiet", folder=tmp_path)
+    commit(tmp_path)
+    head = run("git", "rev-parse", "HEAD", folder=tmp_path).strip()
+    experiment = Experiment("odd", head, head, "2026-01-31")
+    _check_current(experiment, {})
+    listing = tmp_path / ".dvc/cache/files/md5/ab/cd.dir"
+    listing.parent.mkdir(parents=True)
+    listing.write_text('[{"md5": "old", "relpath": "test.parquet"}]')
+    _check_current(experiment, {})
+    listing.write_text('[{"md5": "new", "relpath": "test.parquet"}]')
+    with pytest.raises(LopsideError, match=r"^stage score was not run again after data/splits/test.parquet had chan"):
+        _check_current(experiment, {})
 
 
 def test_what_is_no_text_is_named(file: Path) -> None:

@@ -31,6 +31,7 @@ from lopside.repository import (
     experiments,
     git,
     leaf,
+    outputs,
     read_mapping,
     read_text,
     stages_of,
@@ -427,11 +428,12 @@ def _check_current(experiment: Experiment, params: Mapping[str, Any]) -> None:
     """Raise LopsideError where dvc.lock does not say that every stage was run on these params and the stages before it,
     or what stages read and none wrote, such as code, is not that of the commit that the experiment was run on.
 
-    Each stage's lock names the params it was run with and the hashes of what it read and wrote.
+    Each stage's lock names the params it was run with and the hashes of what it read and wrote; what it read of a
+    folder is checked where DVC's cache still has the folder's listing.
     """
     commit = experiment.commit
     stages = stages_of(LOCK, commit)
-    written = {out["path"]: out.get("md5") for stage in stages.values() for out in stage.get("outs", [])}
+    written = outputs(stages)
     for name, stage in stages.items():
         for key, value in flat(stage.get("params", {}).get(PARAMS, {})).items():
             if params.get(key) != value:

@@ -9,6 +9,8 @@ import json
 import math
 import re
 import subprocess
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -119,6 +121,34 @@ def stages_of(name: str, revision: str | None = None) -> dict[str, dict[str, Any
     if not isinstance(stages, dict) or not all(isinstance(stage, dict) for stage in stages.values()):
         raise LopsideError(f"{name} of {revision or 'workspace'}: stages: is not a mapping of names to stages")
     return stages
+
+
+def outputs(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, str | None]:
+    """Path -> hash of what the stages of a dvc.lock wrote, and of the files of folders whose listing DVC's cache has.
+
+    Raises LopsideError as :func:`cache`.
+    """
+    written = {out["path"]: out.get("md5") for stage in stages.values() for out in stage.get("outs") or ()}
+    folders = {path: md5 for path, md5 in written.items() if md5 and md5.endswith(".dir")}
+    place = cache() if folders else Path()
+    for path, md5 in folders.items():
+        with suppress(OSError, ValueError):  # where it is not there, or no listing
+            files = json.loads((place / md5[:2] / md5[2:]).read_text(encoding="utf-8"))
+            written |= {f"{path}/{file['relpath']}": file["md5"] for file in files}
+    return written
+
+
+def cache() -> Path:
+    """The folder of DVC's cache here: a file lies where its hash says, split after two digits.
+
+    Raises LopsideError where DVC's settings cannot be read.
+    """
+    from dvc.config import Config, ConfigError
+
+    try:
+        return Path(Config(".dvc")["cache"].get("dir", ".dvc/cache"), "files/md5")
+    except ConfigError as error:
+        raise LopsideError(f".dvc: {error}") from error
 
 
 def leaf(tree: Any, key: str, where: str) -> float:
