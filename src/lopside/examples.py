@@ -1,15 +1,15 @@
-"""Documents of a run with the summaries of both sides, from DVC's cache."""
+"""Documents of a run with the summaries of both sides, from DVC's cache; no remote is asked."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from io import BytesIO
 from typing import Any
 
 import numpy as np
 
+from lopside.errors import LopsideError
 from lopside.history import Row
-from lopside.repository import git
+from lopside.repository import LOCK, cache, git, outputs, stages_of
 
 COUNT = 3
 LONGEST = 700
@@ -40,15 +40,17 @@ def read_examples(row: Row, count: int = COUNT, seed: int = 0) -> list[Example] 
     if git("cat-file", "-e", row.commit) is None:
         return f"there is no commit {row.commit} here; `dvc exp pull` brings experiments"
     import pandas as pd
-    from dvc.api import open as open_tracked
 
     frames: dict[str, Any] = {}
     try:
+        hashes = outputs(stages_of(LOCK, row.commit))
         for name, path in FILES.items():
-            with open_tracked(path, rev=row.commit, mode="rb") as file:
-                frames[name] = pd.read_parquet(BytesIO(file.read())).set_index("id")
-    except Exception as error:  # what is not in the cache is asked of the remote, whose libraries raise what they like
-        return f"neither DVC's cache nor its remote gives them: {type(error).__name__}: {error}"
+            md5 = hashes.get(path)
+            if md5 is None or not (file := cache() / md5[:2] / md5[2:]).is_file():
+                return f"DVC's cache has no {path} of that commit; `dvc exp pull` brings it"
+            frames[name] = pd.read_parquet(file).set_index("id")
+    except (LopsideError, OSError, ValueError) as error:
+        return f"DVC's cache does not give them: {type(error).__name__}: {error}"
     test = frames["test"]
     drawn = np.random.Generator(np.random.PCG64(seed)).choice(len(test), min(count, len(test)), replace=False)
     return [
