@@ -88,6 +88,7 @@ def test_layers_can_be_counted() -> None:
         ("6-1", 1, "+train.more=1", r"^params.yaml: 1 fault\n  train.more: is no known key"),
         ("7-1", 1, "seed=1", r"enc: 7 is refused"),
         ("6-1", 2, f"seed={2**32 - 1}", rf"seed: {2**32} is refused"),
+        ("6-1", 1, "score.confidence=0.9", r"^score.confidence: 0.9 is refused; allowed: 0.95 for what the history"),
         ("6-1", 1, "keep.strategy=explicit", r"keep.encoder: \[\] is refused"),
     ],
 )

@@ -408,6 +408,10 @@ def partial(project: Path) -> None:
     run_in(project, "dvc", "exp", "run", "--name", "odd", "-S", "dec=2", "pruned")
 
 
+def of_other_intervals(project: Path) -> None:
+    run_in(project, "dvc", "exp", "run", "--name", "odd", "-S", "score.confidence=0.9")
+
+
 def run_in(project: Path, *command: str) -> None:
     subprocess.run(command, cwd=project, env=environment(project), check=True, capture_output=True)
 
@@ -443,6 +447,7 @@ def commented(text: str) -> str:
     ("make", "reason"),
     [
         (partial, "odd: metrics/rouge.json of "),
+        (of_other_intervals, "odd: score.confidence: 0.9 is refused; allowed: 0.95 "),
         (edited("metrics/rouge.json", without_delta), "odd: metrics/rouge.json is not what the pipeline wrote"),
         (edited("metrics/latency.json", flattered), "odd: metrics/latency.json is not what the pipeline wrote"),
         (edited("stage.py", commented), "odd: was run with changes that were not committed: stage.py"),

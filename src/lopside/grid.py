@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from lopside.errors import LopsideError
-from lopside.history import changes, flat
+from lopside.history import changes, check_confidence, flat
 from lopside.params import load_params
 from lopside.repository import PARAMS, SHORT
 
@@ -95,6 +95,7 @@ def plan(grid: str, seeds: int, overrides: Sequence[str], params: str, commit: s
     common = _overridden(params, [*overrides, *most])
     if common["keep.strategy"] == "explicit":
         raise LopsideError("keep.strategy: 'explicit' is refused, for it does not go by the cells of a grid")
+    check_confidence(common)
     last = common["seed"] + seeds - 1
     _overridden(params, [*overrides, *most, f"seed={last}"])
     changed = changes(flat(yaml.safe_load(params)), common)

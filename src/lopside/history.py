@@ -20,6 +20,7 @@ from typing import Any
 
 from lopside.errors import LopsideError
 from lopside.files import new_file
+from lopside.intervals import CONFIDENCE
 from lopside.params import DATASETS, EXPONENT_FORM, MODELS, STRATEGIES, UNITS, leaf_keys
 from lopside.repository import (
     LATENCY,
@@ -277,13 +278,15 @@ def row_of(experiment: Experiment) -> Row:
 
     Raises LopsideError where its figures are not there, or are not those of its params: `dvc exp run` with a stage's
     name runs a part of the pipeline, and commits the other stages' old figures with it. Likewise where it was run on
-    code that was not committed, as it cannot be run again from its revision and its overrides.
+    code that was not committed, as it cannot be run again from its revision and its overrides; and where its intervals
+    are of another confidence, see :func:`check_confidence`.
     """
     commit = experiment.commit
     tree = read_mapping(PARAMS, commit)
     params, base = flat(tree), flat(read_mapping(PARAMS, experiment.baseline))
     rouge, latency = read_mapping(ROUGE, commit), read_mapping(LATENCY, commit)
     _check_current(experiment, params)
+    check_confidence(params)
     kept = _kept(commit)
     try:
         row = Row(
@@ -313,6 +316,15 @@ def row_of(experiment: Experiment) -> Row:
         raise LopsideError(f"its params.yaml or metrics have no {error}") from error
     names = _header(row.speeds)
     return _row("it", {name: _cell(row, name) for name in names})  # as it will be read back, or not at all
+
+
+def check_confidence(params: Mapping[str, Any]) -> None:
+    """Raise LopsideError where flat params ask for other intervals than those that rows, report and advice speak of."""
+    if (confidence := params.get("score.confidence")) != CONFIDENCE:
+        raise LopsideError(
+            f"score.confidence: {confidence} is refused; allowed: {CONFIDENCE} for what the history is to hold, as "
+            "the report says so of all intervals"
+        )
 
 
 def changes(base: Mapping[str, Any], params: Mapping[str, Any]) -> list[str]:
