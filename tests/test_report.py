@@ -79,6 +79,11 @@ def test_times_of_several_machines_are_never_side_by_side() -> None:
     assert not re.search(r"7654|8765|\bms\b|milliseconds", printed)
 
 
+def test_of_a_dense_model_that_scores_0_nothing_is_retained() -> None:
+    nothing = replace(RUN, rouge=ROUGE | {"retained": {"rouge2": None}})
+    assert [line.split(" | ")[6] for line in results_table([nothing, SAME]).splitlines()[2:]] == ["", "100.0%"]
+
+
 def test_figures_that_are_missing_are_named() -> None:
     with pytest.raises(LopsideError, match=r"metrics/rouge.json of abc1234: there is no figure delta.rouge2"):
         results_table([Run("6-1", "abc1234", ROUGE | {"delta": {}}, latency(batch_1=2.5))])

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from lopside.errors import LopsideError
-from lopside.history import seedless
+from lopside.history import flat, seedless
 from lopside.pictures import COLOURS, GREY, draw_courses, save
 from lopside.repository import LATENCY, PARAMS, ROUGE, commit_of, leaf, read_mapping, read_text
 
@@ -80,7 +80,8 @@ def results_table(runs: Sequence[Run]) -> str:
             f"{rouge('dense.rouge2'):.2f}",
             f"{rouge('pruned.rouge2'):.2f}",
             f"{rouge('delta.rouge2'):+.2f} [{rouge('delta.rouge2_low'):+.2f}, {rouge('delta.rouge2_high'):+.2f}]",
-            f"{rouge('retained.rouge2'):.1%}",
+            # There is none of a dense model that scores 0.
+            "" if flat(run.rouge).get("retained.rouge2", 0) is None else f"{rouge('retained.rouge2'):.1%}",
         ]
         rows.append(row + [_speedup(run, batch) if batch in run.batches else "" for batch in batches])
     return markdown_table(rows)
