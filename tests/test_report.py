@@ -290,6 +290,13 @@ def test_scores_come_from_the_cache_and_seeds_are_averaged(experiments: Path) ->
     ]
 
 
+def test_scores_without_a_signature_are_named(experiments: Path) -> None:
+    (experiments / "metrics/rouge.json").write_text(json.dumps(ROUGE))
+    subprocess.run(["git", "-c", "user.name=A", "-c", "user.email=a@example.org", "commit", "-qam", "old"], check=True)
+    with pytest.raises(LopsideError, match=r"^metrics/rouge\.json of main: there is no signature"):
+        read_scored("main")
+
+
 def test_an_experiment_is_known_by_its_name_if_that_is_its_alone(experiments: Path) -> None:
     assert read_scored("s1").rouge2.tolist() == [10, 30]
     subprocess.run(["git", "update-ref", f"refs/exps/45/{'6' * 38}/s1", "HEAD"], check=True)

@@ -188,7 +188,9 @@ def _read_scored(revision: str) -> Scored:
         raise LopsideError(
             f"{SCORES} of {revision}: cannot be read ({error}); `dvc repro score` at that revision makes it anew"
         ) from error
-    signature = read_mapping(ROUGE, revision)["signature"]
+    signature = read_mapping(ROUGE, revision).get("signature")
+    if not isinstance(signature, str):
+        raise LopsideError(f"{ROUGE} of {revision}: there is no signature, which says how it was scored")
     return Scored(revision, signature, tuple(scores["id"]), scores["pruned_rouge2"].to_numpy())
 
 
