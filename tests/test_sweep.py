@@ -20,9 +20,9 @@ from click.testing import CliRunner
 from lopside import repository
 from lopside.commands import main
 from lopside.errors import LopsideError
-from lopside.grid import Plan
+from lopside.grid import Cell, Plan
 from lopside.history import Row, row_of, update_history, write_history
-from lopside.sweep import COPY, LOGS, _Copy, duration, time_left
+from lopside.sweep import COPY, LOGS, _Copy, _Progress, duration, time_left
 from tests import cheap_pipeline
 from tests.projects import ENVIRONMENT, commit, run
 
@@ -267,19 +267,57 @@ def test_a_copy_that_is_broken_is_made_anew(project: Path) -> None:
     assert run("git", "branch", "--show-current", folder=project) == "main\n"
 
 
-def test_locks_of_git_that_a_killed_sweep_left_are_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> _Copy:
+    """The copy of an empty project, which is where we are."""
     monkeypatch.chdir(tmp_path)
     run("git", "init", "--quiet", ".", folder=tmp_path)
     (tmp_path / ".gitignore").write_text("/.dvc/\n")
     commit(tmp_path)
     run("git", "clone", "--quiet", "--shared", ".", str(COPY), folder=tmp_path)
-    reference = f"refs/exps/12/{'3' * 38}/e6-d1"
-    for name in ("index", reference):
+    return _Copy(Plan(run("git", "rev-parse", "HEAD", folder=tmp_path).strip(), (), ()))
+
+
+ONE = f"refs/exps/12/{'3' * 38}/e6-d1"
+
+
+def test_locks_of_git_that_a_killed_sweep_left_are_gone(copy: _Copy) -> None:
+    for name in ("index", ONE):
         lock = COPY / f".git/{name}.lock"
         lock.parent.mkdir(parents=True, exist_ok=True)
         lock.touch()
-    assert _Copy(Plan(run("git", "rev-parse", "HEAD", folder=tmp_path).strip(), (), ()))._clean()
-    run("git", "-C", str(COPY), "update-ref", reference, "HEAD", folder=tmp_path)
+    assert copy._clean()
+    run("git", "-C", str(COPY), "update-ref", ONE, "HEAD", folder=Path())
+
+
+def test_an_experiment_that_cannot_be_handed_over_stays_and_git_says_why(copy: _Copy) -> None:
+    run("git", "-C", str(COPY), "update-ref", ONE, "HEAD", folder=Path())
+    lock = Path(f".git/{ONE}.lock")
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    with pytest.raises(
+        LopsideError, match=r"e6-d1\.lock': File exists(.|\n)*\nThe experiment waits in \.dvc/tmp/sweep/"
+    ):
+        copy._clean()
+    lock.unlink()
+    Path(".git/FETCH_HEAD").write_text("mine")
+    assert copy._clean()
+    assert [each.name for each in repository.experiments()] == ["e6-d1"]
+    assert Path(".git/FETCH_HEAD").read_text() == "mine"
+    assert run("git", "for-each-ref", "refs/exps", folder=COPY) == ""
+
+
+def test_no_cell_is_run_from_another_commit_than_that_of_the_plan(copy: _Copy) -> None:
+    cell = Cell("e6-d1", 6, 1, 0, {})
+    gone = _Copy(replace(copy.planned, commit="1" * 40))
+    with pytest.raises(
+        LopsideError, match=r"^\.dvc/tmp/sweep/copy: git could not check 1111111 out there; delete that"
+    ):
+        gone.run(cell, _Progress(1, 0))
+    with pytest.raises(
+        LopsideError, match=r"^\.dvc/tmp/sweep/copy: git could not check 1111111 out there; delete that"
+    ):
+        gone.queue([cell], 1, _Progress(1, 0))
 
 
 def test_own_data_that_git_does_not_track_is_found_and_may_change(project: Path) -> None:

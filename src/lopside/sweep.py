@@ -29,7 +29,7 @@ from lopside.grid import Cell, Plan, plan
 from lopside.history import flat, row_of
 from lopside.known import DATASETS, HUB_MODELS, locate
 from lopside.params import MODELS
-from lopside.repository import PARAMS, experiments, git, head, read_mapping, read_text, stages_of
+from lopside.repository import PARAMS, SHORT, experiments, git, head, read_mapping, read_text, stages_of
 
 DVC = (sys.executable, "-m", "dvc")
 
@@ -274,7 +274,7 @@ class _Copy:
 
     def run(self, cell: Cell, said: _Progress) -> bool:
         """Run a cell to its end and hand it over; whether that went well."""
-        self._clean()
+        self._put_right()
         self._link_own_data()
         with self.log(cell).open("w", encoding="utf-8") as log:
             process = self._start(self._command(cell))
@@ -300,7 +300,7 @@ class _Copy:
         """
         from dvc.repo import Repo
 
-        self._clean()
+        self._put_right()
         said.say(f"{len(cells)} cells, {jobs} at a time: all but `time`, which runs alone after that")
         for cell in cells:
             self._call([*self._command(cell, UNTIMED), "--queue", LAST_BUT_TIME])
@@ -373,11 +373,20 @@ class _Copy:
         reset = self._git("checkout", "--quiet", "--force", "--detach", self.planned.commit)
         return reset is not None and self._git("clean", "--quiet", "-fd") is not None
 
+    def _put_right(self) -> None:
+        if not self._clean():
+            commit = self.planned.commit[:SHORT]
+            raise LopsideError(f"{COPY}: git could not check {commit} out there; delete that folder and start again")
+
     def _hand_over(self) -> None:
-        """Bring the experiments into the user's repository."""
+        """Bring the experiments into the user's repository. Raises LopsideError where git cannot; they stay here."""
         for reference in (self._git("for-each-ref", "--format=%(refname)", "refs/exps/*/*/*") or "").split():
             if not reference.endswith(UNTIMED):
-                git("fetch", "--quiet", "--no-tags", str(self.folder), f"+{reference}:{reference}")
+                fetch = ("git", "fetch", "--quiet", "--no-tags", "--no-write-fetch-head")
+                try:
+                    self._call([*fetch, str(self.folder), f"+{reference}:{reference}"], folder=self.root)
+                except LopsideError as error:
+                    raise LopsideError(f"{error}\nThe experiment waits in {COPY} for that to be mended.") from error
 
     def _configure(self) -> None:
         """DVC's cache and settings, and who commits, are those of the user's repository."""
