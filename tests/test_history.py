@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from lopside import history
 from lopside.errors import LopsideError
+from lopside.grid import plan
 from lopside.history import Row, _check_current, _digest, changes, flat, read_history, seedless, write_history
 from lopside.repository import Experiment
 from tests.projects import ENVIRONMENT, ROOT, commit, run
@@ -190,6 +191,16 @@ def test_changes_are_said_as_dvc_takes_them() -> None:
     params = base | {"enc": 1, "data.prefix": "a b", "data.skip_bad": True, "keep.encoder": [0, 2], "train.epochs": 1.0}
     assert base["train.learning_rate"] == 0.0005
     assert changes(base, params) == ['data.prefix="a b"', "data.skip_bad=true", "keep.encoder=[0,2]"]
+
+
+def test_a_text_that_looks_like_something_else_stays_one() -> None:
+    """A short revision of the hub, as `dvc exp run -S` is told it, as DVC writes it and as it is read again."""
+    for text in ("12e4567", "2019", "1_0.5", "True", "null", "NaN", "-Inf", ".5", "+1E-3"):
+        (said,) = changes({}, {"data.revision": text})
+        assert said == f'data.revision="{text}"'
+        (cell,) = plan("6-1", 1, [said], (ROOT / "params.yaml").read_text(), "1" * 40).cells
+        assert cell.params["data.revision"] == text
+    assert changes({}, {"data.revision": "1e49af1", "dataset": "5/a"}) == ["data.revision=1e49af1", "dataset=5/a"]
 
 
 def test_settings_change_with_every_param_that_a_summary_depends_on() -> None:

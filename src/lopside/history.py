@@ -13,15 +13,16 @@ import math
 import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from datetime import date
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from lopside.errors import LopsideError
 from lopside.files import new_file
 from lopside.intervals import CONFIDENCE
-from lopside.params import DATASETS, EXPONENT_FORM, MODELS, STRATEGIES, UNITS, leaf_keys
+from lopside.params import DATASETS, EXPONENT_FORM, MODELS, STRATEGIES, UNITS, Params, leaf_keys
 from lopside.repository import (
     LATENCY,
     LOCK,
@@ -59,6 +60,9 @@ SIZES = ("parameters.dense", "parameters.pruned")
 SPEED_LEAVES = ("dense_ms", "pruned_ms", "speedup", "speedup_low", "speedup_high")
 SPEED = re.compile(rf"([a-z_]+)\.batch_([1-9]\d*)\.({'|'.join(SPEED_LEAVES)})")
 """Speeds of any setting and batch size: ``fixed.batch_1.speedup``."""
+
+NO_TEXT = re.compile(r"null|true|false|[-+]?(inf|nan|(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(e[-+]?\d+)?)", re.IGNORECASE)
+"""What `dvc exp run -S` takes for something else than a text where it is not quoted."""
 
 Figures = Mapping[str, float]
 
@@ -335,16 +339,27 @@ def changes(base: Mapping[str, Any], params: Mapping[str, Any]) -> list[str]:
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one: dotted key -> leaf. Texts that are numbers to DVC (``5e-4``) are numbers here too."""
+    """Nested mappings as one: dotted key -> leaf. Texts that are numbers to DVC (``5e-4``) are numbers here too, unless
+    the knob is a text (``data.revision: 12e4567``).
+    """
     leaves: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
             leaves |= flat(value, f"{prefix}{key}.")
-        elif isinstance(value, str) and EXPONENT_FORM.fullmatch(value):
+        elif isinstance(value, str) and EXPONENT_FORM.fullmatch(value) and prefix + key not in _texts():
             leaves[f"{prefix}{key}"] = float(value)
         else:
             leaves[f"{prefix}{key}"] = value
     return leaves
+
+
+@cache
+def _texts(group: type = Params, prefix: str = "") -> frozenset[str]:
+    """The knobs that are texts, by their dotted names."""
+    kinds = get_type_hints(group)
+    groups = {name: kind for name, kind in kinds.items() if isinstance(kind, type) and is_dataclass(kind)}
+    inner = (_texts(kind, f"{prefix}{name}.") for name, kind in groups.items())
+    return frozenset(prefix + name for name, kind in kinds.items() if kind is str).union(*inner)
 
 
 def seedless(signature: str) -> str:
@@ -482,7 +497,7 @@ def _value(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, list):
         return f"[{','.join(map(_value, value))}]"
-    if isinstance(value, str) and not re.fullmatch(r"[\w./-]+", value):
+    if isinstance(value, str) and (not re.fullmatch(r"[\w./-]+", value) or NO_TEXT.fullmatch(value)):
         return json.dumps(value, ensure_ascii=False)
     return str(value)
 
