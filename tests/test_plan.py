@@ -177,11 +177,15 @@ def test_a_models_cells_are_built_and_timed(tiny_bart: Path, tmp_path: Path, eng
 
 
 def test_a_known_shape_needs_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
     shape = untrained.SHAPES["flan-t5-small"] | {"vocab_size": 64, "d_model": 16, "d_ff": 24, "num_heads": 2}
     monkeypatch.setitem(untrained.SHAPES, "flan-t5-small", shape)
 
+    state = torch.get_rng_state()
     for name in ("one", "other"):
         untrained.write_untrained("flan-t5-small", tmp_path / name)
+    assert torch.equal(torch.get_rng_state(), state)
     plan = make_plan("flan-t5-small", replace(PAPER, source_tokens=8, new_tokens=3), seconds=0.1, device="cpu")
 
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "other")]

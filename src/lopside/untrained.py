@@ -37,13 +37,14 @@ def write_untrained(shape: str, folder: str | Path) -> None:
     from tokenizers.pre_tokenizers import WhitespaceSplit
     from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
-    torch.manual_seed(0)
     config = T5Config(**SHAPES[shape])  # type: ignore[arg-type]
     numbers = Tokenizer(WordLevel({f"<{number}>": number for number in range(config.vocab_size)}, unk_token="<2>"))
     numbers.pre_tokenizer = WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=numbers, pad_token="<0>", eos_token="<1>", unk_token="<2>")
-    model = T5ForConditionalGeneration(config)
-    model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))  # transformers 5 ties all T5
+    with torch.random.fork_rng(devices=[]):  # transformers draws from the global generator of the CPU
+        torch.default_generator.manual_seed(0)
+        model = T5ForConditionalGeneration(config)
+        model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))  # transformers 5 ties all T5
     with new_folder(folder) as target, without_bars():
         model.save_pretrained(target)
         tokenizer.save_pretrained(target)
