@@ -255,6 +255,11 @@ def test_bad_options_are_refused_before_anything_is_built(
     assert said in result.stderr
 
 
+def test_cells_to_check_are_refused_before_a_model_is_looked_for() -> None:
+    with pytest.raises(LopsideError, match=r"^dec: 7 is not a whole number of sixths from 1 to 6"):
+        make_plan("./nowhere", Work(1, 8, 4), check=[(6, 7)], device="cpu")
+
+
 def test_an_unknown_model_is_refused() -> None:
     with pytest.raises(LopsideError, match="there is no such file or folder"):
         make_plan("./nowhere", Work(1, 8, 4), device="cpu")

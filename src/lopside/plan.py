@@ -135,6 +135,8 @@ def make_plan(
 
     started = time.monotonic()
     pairs = list(dict.fromkeys([*FITTED, *check]))
+    for pair in pairs:
+        _kept(DENSE, pair)  # refuses what are no sixths, before a model is fetched
     keep_memory()
     threads = set_threads(threads)
     chosen_device = choose_device(device)
