@@ -1,6 +1,7 @@
 """What is recommended, how sure it is said to be, and what to do next."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,8 @@ def test_the_far_end_of_the_interval_decides(arguments: list[str], expected: str
 
 def test_what_is_said() -> None:
     assert recommend("--max-loss", "1").output.splitlines() == [
-        "docs-bart-mini on docstrings, uniform, 5 cells, transformers float32 timed on made-up CPU, 2 cores",
+        "docs-bart-mini on docstrings, uniform, 5 cells, transformers float32 timed on made-up CPU, 2 cores; "
+        "trained with epochs 1.0, max_steps 0, batch_size 64, learning_rate 0.0005, scheduler linear",
         "6-3: 1.50x [1.40, 1.60] at fixed output, batch 1; ROUGE-2 -0.50 [-1.00, +0.00] points, 97.5% retained.",
         "It loses at most 1 ROUGE-2 points even at the far end of its 95% interval, so far as one training can tell.",
         "Perhaps 6-1: 3.00x [2.90, 3.10] at fixed output, batch 1; ROUGE-2 -1.50 [-2.00, -1.00] points, 92.5% retained"
@@ -106,6 +108,21 @@ def test_engine_and_precision_can_be_asked_for() -> None:
     assert recommend("--max-loss", "1", "--dtype", "bfloat16").output == (
         "error: --dtype bfloat16: metrics/history.csv has no row of it; there are: ctranslate2 float32, "
         "ctranslate2 int8, transformers float32\n"
+    )
+
+
+def test_other_studies_are_told_by_what_sets_them_apart() -> None:
+    longer = row(6, 3, training=("1.0", "80", "64", "0.0005", "linear"), settings="other", machine="a GPU")
+    write_history(
+        [
+            *CELLS,
+            replace(longer, overrides="train.max_steps=80 data.prefix='a b'"),
+            *(row(6, dec, revision="def5678", settings="third") for dec in (1, 2)),
+        ]
+    )
+    assert recommend("--max-loss", "1").output.splitlines()[1] == (
+        "It is the study of most cells; others of this model and data: 2 cells with params.yaml of def5678; "
+        "1 cell with data.prefix a b, machine a GPU, train.max_steps 80."
     )
 
 

@@ -347,10 +347,7 @@ def _at(speed: Speed) -> str:
 def _where(study: Study) -> str:
     seeds = sorted({len(cell.rows) for cell in study.cells.values()})
     many = f"{seeds[0]} to {seeds[-1]} seeds" if len(seeds) > 1 else counted(seeds[0], "seed")
-    trained = ", ".join(
-        f"{key.removeprefix('train.')} {value}" for key, value in zip(TRAINING, study.first.training, strict=True)
-    )
     return (
         f"{counted(len(study.cells), 'cell')}, {many} each; {plain(study.engine)} on {plain(study.first.machine)}; "
-        f"{study.first.documents:,} test documents; {plain(trained)}"
+        f"{study.first.documents:,} test documents; {plain(study.training)}"
     )

@@ -68,7 +68,7 @@ def advise(
     Goes by the study of most cells of the model and data set that params.yaml names, computed by this engine and in
     this precision where they are given. Raises LopsideError where there is none, or it was not timed so.
     """
-    study = _study_of(rows, speed, engine, dtype)
+    study, *others = _studies_of(rows, speed, engine, dtype)
     cells = [cell for cell in study.cells.values() if goal.bound(cell, speed) and goal.wish(cell, speed)]
 
     def bound(cell: Cell) -> Estimate:
@@ -86,7 +86,12 @@ def advise(
     maybe = sorted(
         (cell for cell in better if bound(cell).low < goal.least <= bound(cell).high), key=wish, reverse=True
     )
-    lines = [f"{study.title}, {counted(len(study.cells), 'cell')}, {study.engine} timed on {study.first.machine}"]
+    lines = [
+        f"{study.title}, {counted(len(study.cells), 'cell')}, {study.engine} timed on {study.first.machine}; "
+        f"trained with {study.training}"
+    ]
+    if others:
+        lines.append(_apart(study, others))
     nearest = None
     if best is None:
         lines.append(f"Of no measured cell it is sure that it {goal.words}.")
@@ -108,7 +113,7 @@ def advise(
     return Advice(best is not None, lines)
 
 
-def _study_of(rows: Sequence[Row], speed: Speed, engine: str | None, dtype: str | None) -> Study:
+def _studies_of(rows: Sequence[Row], speed: Speed, engine: str | None, dtype: str | None) -> list[Study]:
     found = studies(rows)
     if not found:
         raise LopsideError(f"{HISTORY}: holds no row to recommend from; `lopside sweep` and `lopside report` make some")
@@ -130,7 +135,18 @@ def _study_of(rows: Sequence[Row], speed: Speed, engine: str | None, dtype: str 
         speeds = {speed for study in computed for speed in study.speeds}
         there = [f"--setting {setting} --batch {batch}" for setting, batch in sorted(speeds)]
         raise LopsideError(f"--setting {speed[0]} --batch {speed[1]}: was not timed; there are: {', '.join(there)}")
-    return timed[0]
+    return timed
+
+
+def _apart(study: Study, others: Sequence[Study]) -> str:
+    """Which other studies of this model and data there are, each by what it has otherwise."""
+    found = []
+    for other in others:
+        own, its = study.features, other.features
+        odd = sorted(key for key in own.keys() | its.keys() if own.get(key) != its.get(key))
+        words = ", ".join(f"{key} {its[key]}" if key in its else f"no {key}" for key in odd)
+        found.append(f"{counted(len(other.cells), 'cell')} with {words or f'params.yaml of {other.first.revision}'}")
+    return f"It is the study of most cells; others of this model and data: {'; '.join(found)}."
 
 
 def _certainty(cell: Cell, goal: Goal) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 
 from lopside.estimates import Estimate, mean
 from lopside.grid import Pair
-from lopside.history import Row, seedless
+from lopside.history import TRAINING, Row, seedless
 
 Speed = tuple[str, int]
 """Setting and batch size."""
@@ -81,6 +82,27 @@ class Study:
         """What computed the pruned models, and in which precision, as in ``transformers float32``."""
         settings = dict(setting.partition(":")[::2] for setting in self.first.timing.split("|"))
         return settings.get("engine", "unknown")
+
+    @property
+    def training(self) -> str:
+        """Its settings of training, as in ``epochs 1.0, max_steps 0``."""
+        return ", ".join(
+            f"{key.removeprefix('train.')} {value}" for key, value in zip(TRAINING, self.first.training, strict=True)
+        )
+
+    @property
+    def features(self) -> dict[str, str]:
+        """What may set it apart from other studies of its model and data set, as far as rows say it in words."""
+        row = self.first
+        parts = [*row.timing.split("|"), *seedless(row.signature).split("|")]
+        return {
+            **dict(each.partition("=")[::2] for each in shlex.split(row.overrides)),
+            **dict(each.partition(":")[::2] for each in parts),
+            **dict(zip(TRAINING, row.training, strict=True)),
+            "keep.strategy": row.strategy,
+            "keep.unit": row.unit,
+            "machine": row.machine,
+        }
 
     @property
     def in_sixths(self) -> bool:
