@@ -109,27 +109,60 @@ def test_a_line_broken_by_hand_is_named(file: Path, before: str, after: str, mes
 
 def test_a_row_that_is_there_twice_is_named(file: Path) -> None:
     lines = file.read_text().splitlines()
-    file.write_text("\n".join([*lines, lines[1]]) + "\n")
+    file.write_text("\n".join([*lines, lines[1].replace("docstrings", "xsum")]) + "\n")
     with pytest.raises(LopsideError, match=r"line 4: experiment e6-d1-uniform-s0-abc1234 of \w{7} is there before"):
         read_history(file)
 
 
-def test_two_branches_that_both_appended_merge_by_themselves(tmp_path: Path) -> None:
-    shutil.copy(ROOT / ".gitattributes", tmp_path)
-    path = tmp_path / "metrics/history.csv"
+def merged(folder: Path, base: list[Row], ours: list[Row], theirs: list[Row]) -> Path:
+    """The file of a branch that git has merged with another."""
+    shutil.copy(ROOT / ".gitattributes", folder)
+    path = folder / "metrics/history.csv"
+    run("git", "init", "--quiet", "--initial-branch=main", folder=folder)
+    write_history(base, path)
+    commit(folder)
+    run("git", "checkout", "--quiet", "-b", "other", folder=folder)
+    write_history(theirs, path)
+    commit(folder)
+    run("git", "checkout", "--quiet", "main", folder=folder)
+    write_history(ours, path)
+    commit(folder)
+    run("git", "merge", "--quiet", "--no-edit", "other", folder=folder)
+    return path
 
-    def append(*rows: Row) -> None:
-        write_history(rows, path)
-        commit(tmp_path)
 
-    run("git", "init", "--quiet", "--initial-branch=main", folder=tmp_path)
-    append(ROWS[0])
-    run("git", "checkout", "--quiet", "-b", "other", folder=tmp_path)
-    append(ROWS[0], row(1, 6))
-    run("git", "checkout", "--quiet", "main", folder=tmp_path)
-    append(ROWS[0], row(6, 3))
-    run("git", "merge", "--quiet", "--no-edit", "other", folder=tmp_path)
-    assert [(each.enc, each.dec) for each in read_history(path)] == [(6, 1), (6, 3), (1, 6)]
+STALE = replace(ROWS[0], stale="revision abc1234 is gone")
+NATURAL = row(1, 6, speeds=(("natural", 8),))
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "expected"),
+    [
+        ([ROWS[0], row(6, 3)], [ROWS[0], row(1, 6)], [ROWS[0], row(6, 3), row(1, 6)]),
+        ([STALE, ROWS[1]], [ROWS[0], row(1, 6)], [STALE, ROWS[1], row(1, 6)]),
+        ([ROWS[0], row(6, 3)], [STALE], [STALE, row(6, 3)]),
+        ([ROWS[0], row(6, 3)], [ROWS[0], NATURAL], [ROWS[0], row(6, 3), NATURAL]),
+        ([ROWS[0], NATURAL], [STALE, row(6, 3)], [STALE, NATURAL, row(6, 3)]),
+        ([ROWS[0], NATURAL], [ROWS[0], row(6, 3, speeds=(("paper", 1),))], None),
+    ],
+    ids=[
+        "both appended",
+        "marked and appended",
+        "appended and marked",
+        "new setting there",
+        "new setting here",
+        "one each",
+    ],
+)
+def test_two_branches_merge(tmp_path: Path, ours: list[Row], theirs: list[Row], expected: list[Row] | None) -> None:
+    path = merged(tmp_path, ROWS[:1], ours, theirs)
+    if expected:
+        assert sorted(read_history(path), key=str) == sorted(expected, key=str)
+    else:
+        with pytest.raises(
+            LopsideError, match=r"line \d: a merge left another header of as many columns, and which rows"
+        ):
+            read_history(path)
 
 
 def test_of_new_rows_of_one_cell_the_oldest_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

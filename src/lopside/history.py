@@ -217,6 +217,9 @@ _AMOUNT = replace(_FIGURE, read=_above_zero, allowed="a number above 0")
 def read_history(path: str | Path = HISTORY) -> list[Row]:
     """The rows in the order of the file; none where there is no file.
 
+    Where git has merged two branches, a header of more columns may stand among the rows, and a row be there twice: with
+    what marks it as stale, and without.
+
     Raises LopsideError that names the line, the column, the value and what is allowed, where one was edited by hand and
     broken.
     """
@@ -229,17 +232,26 @@ def read_history(path: str | Path = HISTORY) -> list[Row]:
         raise LopsideError(f"{path}: cannot be read: it is no UTF-8 text file") from error
     if lines == [""]:
         return []
-    header = _fields(path, 1, lines[0])
-    _check_header(path, header)
+    headers: dict[int, list[str]] = {}
     rows: dict[tuple[str, str], Row] = {}
-    for number, line in enumerate(lines[1:], start=2):
+    for number, line in enumerate(lines, start=1):
         fields = _fields(path, number, line)
-        if len(fields) != len(header):
-            raise LopsideError(f"{path}, line {number}: has {len(fields)} fields, and the header has {len(header)}")
-        row = _row(f"{path}, line {number}", dict(zip(header, fields, strict=True)))
-        if (row.experiment, row.commit) in rows:
+        if number == 1 or fields[:2] == list(_COLUMNS)[:2]:
+            _check_header(path, number, fields)
+            if headers.setdefault(len(fields), fields) != fields:
+                raise LopsideError(
+                    f"{path}, line {number}: a merge left another header of as many columns, and which rows are whose "
+                    "cannot be told; undo it, and give one side's file the columns of both first"
+                )
+            continue
+        if len(fields) not in headers:
+            many = " or ".join(map(str, headers))
+            raise LopsideError(f"{path}, line {number}: has {len(fields)} fields, and the header has {many}")
+        row = _row(f"{path}, line {number}", dict(zip(headers[len(fields)], fields, strict=True)))
+        before = rows.get((row.experiment, row.commit), row)
+        if replace(before, stale=row.stale) != row:
             raise LopsideError(f"{path}, line {number}: experiment {row.experiment} of {row.commit} is there before")
-        rows[row.experiment, row.commit] = row
+        rows[row.experiment, row.commit] = before if before.stale else row
     return list(rows.values())
 
 
@@ -382,13 +394,15 @@ def _header(speeds: Iterable[tuple[str, int]]) -> list[str]:
     return [*_COLUMNS, *ROUGE_FIGURES, *SIZES, *named, *_LAST]
 
 
-def _check_header(path: Path, header: list[str]) -> None:
+def _check_header(path: Path, number: int, header: list[str]) -> None:
     matches = [SPEED.fullmatch(name) for name in header]
     expected = _header(sorted({(match[1], int(match[2])) for match in matches if match}))
     if header != expected:
         odd = [name for name in header if name not in expected] or [name for name in expected if name not in header]
         hint = f": {odd[0]!r} is {'unknown' if odd[0] in header else 'missing'}" if odd else ", which are in this order"
-        raise LopsideError(f"{path}, line 1: the header is not {', '.join(expected[:4])} ... {expected[-1]}{hint}")
+        raise LopsideError(
+            f"{path}, line {number}: the header is not {', '.join(expected[:4])} ... {expected[-1]}{hint}"
+        )
 
 
 def _row(where: str, fields: Mapping[str, str]) -> Row:
