@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections import defaultdict
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ class Zoo:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.records: dict[Path, PruneRecord] = {}
+        self.models: dict[str, Any] = {}
 
     def parent(self, name: str) -> Path:
         """The folder of a family's full model; config.json repeats counts wherever the family's files may do so."""
@@ -45,6 +47,12 @@ class Zoo:
                 config["tie_word_embeddings"] = False
             (folder / "config.json").write_text(json.dumps(config, indent=2))
         return folder
+
+    def model(self, name: str) -> Any:
+        """A family's full model as it is read from its folder, once; copy it before you change it."""
+        if name not in self.models:
+            self.models[name] = load_model(self.parent(name))
+        return self.models[name]
 
     def pruned(self, name: str, cell: str, kept: Kept) -> Path:
         """The folder of a pruned model."""
@@ -130,14 +138,14 @@ def test_the_table_has_every_family() -> None:
 def test_keeping_all_gives_the_same_logits_to_the_bit(zoo: Zoo, name: str) -> None:
     pruned = zoo.pruned(name, "6-6", (ALL, ALL))
     assert read_config(pruned) == read_config(zoo.parent(name))
-    assert torch.equal(_logits(load_model(pruned)), _logits(load_model(zoo.parent(name))))
+    assert torch.equal(_logits(load_model(pruned)), _logits(zoo.model(name)))
 
 
 @pytest.mark.parametrize(("name", "cell"), CELLS)
 def test_the_pruned_model_is_its_parent_less_some_blocks(zoo: Zoo, name: str, cell: str) -> None:
     family, kept = NAMES[name], NAMES[name].cells[cell]
     folder = zoo.pruned(name, cell, kept)
-    parent: Any = load_model(zoo.parent(name))
+    parent = deepcopy(zoo.model(name))
     pruned: Any = load_model(folder)
     counts = tuple(len(indices) for indices in kept)
 
@@ -273,7 +281,7 @@ def answers(request: pytest.FixtureRequest, zoo: Zoo) -> dict[str, Any]:
     asked = [item.callspec.params for item in items if "answers" in getattr(item, "fixturenames", ())]
     folders = {}
     for name in dict.fromkeys(params["name"] for params in asked):
-        paths = _paths(load_model(zoo.parent(name)))
+        paths = _paths(zoo.model(name))
         for cell in (cell for cell in NAMES[name].cells if (name, cell) in CELLS):
             folders[str(zoo.pruned(name, cell, NAMES[name].cells[cell]))] = paths
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
@@ -297,7 +305,7 @@ def test_pruned_models_work_without_lopside(zoo: Zoo, answers: dict[str, Any], n
     answer = answers[str(folder)]
     assert answer["faults"] == []
     assert answer["layers"] == [len(indices) for indices in kept]
-    assert answer["ties"] == _ties(load_model(zoo.parent(name)))
+    assert answer["ties"] == _ties(zoo.model(name))
     assert layer_counts(read_config(f"{folder} again")) == layer_counts(read_config(folder))
     ids = answer["ids"]
     assert ids["1 cached"] == ids["1 saved again"]
