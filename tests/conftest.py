@@ -7,7 +7,7 @@ import io
 import json
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +20,10 @@ from tests.families import randomise, save
 settings.register_profile("lopside", deadline=None)
 settings.load_profile("lopside")
 
-# One thread, set before torch is imported: threads of so small models do nothing but wait for each other, and wait in a
-# loop, so that on a busy machine tests take ten times as long.
+# One thread, whatever the code under test asks for, and set before torch is imported: threads of so small models do
+# nothing but wait for each other, and wait in a loop, so that on a busy machine tests take ten times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_THREAD_LIMIT", "1")
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -55,6 +56,16 @@ _TINY: dict[str, Any] = {
     "decoder_ffn_dim": 24,
     "max_position_embeddings": 128,
 }
+
+
+@pytest.fixture
+def threads_as_before() -> Iterator[None]:
+    """For tests of what sets torch's number of threads."""
+    import torch
+
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -6,17 +6,18 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import yaml
+from click.testing import CliRunner, Result
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {
     "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
     "HF_HUB_OFFLINE": "1",
-    "OMP_WAIT_POLICY": "PASSIVE",  # threads of so tiny a model mostly wait; spinning, they take the other tests' time
     "DVC_NO_ANALYTICS": "1",
     "GIT_AUTHOR_NAME": "test",
     "GIT_AUTHOR_EMAIL": "test@example.org",
@@ -52,6 +53,19 @@ TINY = {
 }
 
 
+def write_params(folder: Path, settings: dict[str, Any]) -> None:
+    """The shipped params.yaml, but for these settings."""
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    for key, value in settings.items():
+        params[key] = params[key] | value if isinstance(value, dict) else value
+    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+
+
+def invoke(stage: str, *arguments: str) -> Result:
+    """A stage's command in this process, in the current folder."""
+    return CliRunner().invoke(import_module(f"stages.{stage}").main, [*arguments])
+
+
 def new_project(folder: Path, settings: dict[str, Any]) -> None:
     """A fresh git repository of this pipeline with these settings, nothing built in, nothing run or committed yet."""
     for name in ("src", "stages"):
@@ -59,10 +73,7 @@ def new_project(folder: Path, settings: dict[str, Any]) -> None:
     for name in ("dvc.yaml", ".dvcignore", ".gitignore", ".dvc/config", ".dvc/.gitignore", ".dvc/plots"):
         (folder / name).parent.mkdir(exist_ok=True)
         (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, folder / name)
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    for key, value in settings.items():
-        params[key] = params[key] | value if isinstance(value, dict) else value
-    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    write_params(folder, settings)
     for name in ("data/docstrings.lock", "models/docs-bart-mini/trained_on.npy"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()

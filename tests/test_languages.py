@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import yaml
 from transformers import GenerationConfig, Seq2SeqTrainer
 
 from lopside.engines import baseline, export, load_engine
@@ -22,7 +23,7 @@ from lopside.params import load_params
 from lopside.pruning import prune
 from lopside.training import finetune
 from tests.conftest import PARALLEL
-from tests.projects import ROOT, TINY, commit, new_project, run
+from tests.projects import ROOT, TINY, invoke, metrics, write_params
 
 ENGLISH, GERMAN = (list(side) for side in zip(*PARALLEL, strict=True))
 PAIRS = pd.DataFrame({"document": ENGLISH[:8], "summary": GERMAN[:8]})
@@ -44,28 +45,34 @@ def rank(source: Path) -> None:
     rank_layers(model, tokenizer, ENGLISH[:8], GERMAN[:8], "decoder", measure="influence", **LENGTHS)
 
 
-def test_a_marian_model_and_parallel_lines_through_the_pipeline_to_summaries(tmp_path: Path, tiny_marian: Path) -> None:
-    project = tmp_path / "project"
-    project.mkdir()
-    new_project(project, TINY | {"keep": {"strategy": "importance", "documents": 4}})
-    with (project / "lines.csv").open("w", newline="", encoding="utf-8") as file:
+@pytest.mark.usefixtures("threads_as_before")
+def test_a_marian_model_and_parallel_lines_through_all_stages(
+    tmp_path: Path, tiny_marian: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = {"dataset": "./lines.csv", "model": "./marian", "enc": 3, "dec": 1}
+    shipped = yaml.safe_load((ROOT / "params.yaml").read_text())["data"]
+    columns = shipped["columns"] | {"document": "en", "summary": "de"}
+    keep = {"strategy": "importance", "documents": 4}
+    write_params(tmp_path, TINY | own | {"keep": keep, "data": {"columns": columns}})
+    with (tmp_path / "lines.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("en", "de"), *PARALLEL])
-    shutil.copytree(tiny_marian, project / "marian")
-    shutil.copy(tiny_marian / "config.json", project / "models/docs-bart-mini")  # DVC wants it to be there
-    commit(project)
-    columns = ["-S", "data.columns.document=en", "-S", "data.columns.summary=de"]
-    places = ["-S", "dataset=./lines.csv", "-S", "model=./marian", "-S", "enc=3", "-S", "dec=1"]
+    shutil.copytree(tiny_marian, tmp_path / "marian")
+    monkeypatch.chdir(tmp_path)
 
-    run("dvc", "exp", "run", *places, *columns, "generate@pruned", folder=project)
+    sides = {"finetune", "export", "generate"}
+    for stage in ("machine", "download", "parent", "prune", "finetune", "export", "generate", "score", "time"):
+        for side in ("dense", "pruned") if stage in sides else ("",):
+            done = invoke(stage, *filter(None, [side]))
+            assert done.exit_code == 0, (stage, side, done.output, done.exception)
 
-    assert len(pd.read_parquet(project / "outputs/generate/pruned.parquet")) > 0
-    pruned = project / "outputs/finetune/pruned"
+    assert metrics(tmp_path, "rouge")["documents"] == len(pd.read_parquet("outputs/generate/pruned.parquet")) > 0
+    pruned = Path("outputs/finetune/pruned")
     config = read_config(pruned)
     assert (config["encoder_layers"], config["decoder_layers"]) == (3, 1)
     for name in ("source.spm", "target.spm", "vocab.json", "target_vocab.json"):
-        for folder in (project / "outputs/parent", pruned):
+        for folder in (Path("outputs/parent"), pruned):
             assert (folder / name).read_bytes() == (tiny_marian / name).read_bytes()
-    measured = json.loads((project / "outputs/prune/lopside.json").read_text())["importance"]
+    measured = json.loads(Path("outputs/prune/lopside.json").read_text())["importance"]
     assert sorted(measured["decoder"]["alone"]) == list("012345")
 
 

@@ -32,13 +32,7 @@ DOCUMENTS = ["parse the header of a file", "return the number of rows", "", "ope
 SETTINGS = ("paper", "fixed", "natural")
 
 
-@pytest.fixture(autouse=True)
-def threads_as_before() -> Any:
-    import torch
-
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("threads_as_before")
 
 
 def measured(dense: Path, pruned: Path, **changes: Any) -> Latency:

@@ -6,18 +6,17 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from lopside import tables
 from lopside.params import leaf_keys
 from lopside.splits import write_split
-from tests.projects import ROOT, run, write_splits
+from tests.projects import ROOT, invoke, run, write_splits
 
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 # name -> definition; the sides of one stage share theirs
@@ -159,11 +158,6 @@ def test_commands_start_without_heavy_imports() -> None:
         ["import sys", *(f"import stages.{stage}" for stage in STAGES), f"print(*{heavy} & {{*sys.modules}})"]
     )
     assert run(sys.executable, "-c", code, folder=ROOT).split() == []
-
-
-def invoke(stage: str, *arguments: str) -> Result:
-    """A stage's command in this process, in the current folder."""
-    return CliRunner().invoke(import_module(f"stages.{stage}").main, [*arguments])
 
 
 def sides(stage: str) -> list[str]:
