@@ -20,7 +20,7 @@ from tests.families import randomise, save
 settings.register_profile("lopside", deadline=None)
 settings.load_profile("lopside")
 
-# One thread, set before torch is imported: threads of so small models do nothing but wait for each other, and in a loop,
+# One thread, set before torch is imported: threads of so small models do nothing but wait for each other, in a loop,
 # so that on a busy machine tests take ten times as long. Where the code under test asks for more they wait asleep.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
