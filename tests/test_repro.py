@@ -104,6 +104,8 @@ def test_the_pipeline_from_nothing_and_experiments_on_it(project: Path) -> None:
     assert ran(run("dvc", "repro", folder=project)) == ["machine"]
     assert metrics(project, "rouge") == rouge
     assert metrics(project, "latency") == latency
+
+    # The next test counts the experiments that it makes itself.
     run("dvc", "exp", "remove", "--quiet", "shallow", folder=project)
 
 
