@@ -15,7 +15,7 @@ for seed in 0 1; do
             experiment=$name-$strategy-$cell-s$seed
             test -z "$(git for-each-ref "refs/exps/*/*/$experiment")" || continue
             dvc exp run score --name="$experiment" -S seed=$seed -S enc="${cell%-*}" -S dec="${cell#*-}" \
-                -S keep.strategy=$strategy -S train.max_steps=200 -S train.warmup_steps=20 -S train.evaluations=1 \
+                -S keep.strategy=$strategy -S train.max_steps=100 -S train.warmup_steps=10 -S train.evaluations=1 \
                 -S data.max_source_tokens=64 "$@"
         done
     done
