@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 SOURCE = Path("outputs/parent")
 TARGET = Path("outputs/prune")
 PLOT = Path("metrics/plots/layers.csv")
+MISSED = {
+    "loss": "loss of the whole model without the layer, in nats a token, untrained",
+    "influence": "influence of the layer in the whole model, 1 - cosine",
+}
 
 
 @stage
@@ -33,8 +37,10 @@ def main(params: Params) -> None:
     rankings: dict[Stack, Ranking] = {}
     if strategy == "importance":
         counts = {stack: kept_count(layers[stack], shares[stack], unit, SHARE[stack]) for stack in layers}
-        rankings = _measure(params)
-        kept = {stack: rankings[stack].keep(counts[stack]) for stack in layers}
+        rankings = _measure(params, {stack: count for stack, count in counts.items() if count < layers[stack]})
+        kept = {
+            stack: rankings[stack].kept if stack in rankings else tuple(range(count)) for stack, count in counts.items()
+        }
     else:
         kept = {
             stack: keep_layers(layers[stack], shares[stack], strategy, explicit[stack], stack, unit) for stack in layers
@@ -54,10 +60,10 @@ def main(params: Params) -> None:
     for stack in layers:
         print(f"{stack} keeps {_some(kept[stack])} of {layers[stack]} layers")
         if stack in rankings and len(kept[stack]) == 1:
-            alone = rankings[stack].alone
+            scores = rankings[stack].scores[0]
             ends = {"first": 0, "last": layers[stack] - 1, "kept": kept[stack][0]}
-            said = ", ".join(f"{end} ({layer}) {alone[layer]:.3f}" for end, layer in ends.items())
-            print(f"  loss with one {stack} layer alone, in nats a token, untrained: {said}")
+            said = ", ".join(f"{end} ({layer}) {scores[layer]:.3f}" for end, layer in ends.items())
+            print(f"  {MISSED[params.keep.measure]}: {said}")
     print(f"{record.parent.parameters:,} parameters become {parameters:,}")
 
 
@@ -76,8 +82,10 @@ def _trim(params: Params) -> int:
     return trimmed.parameters
 
 
-def _measure(params: Params) -> "dict[Stack, Ranking]":
-    """Both stacks on calibration pairs drawn from the training split by the seed."""
+def _measure(params: Params, counts: Mapping[Stack, int]) -> "dict[Stack, Ranking]":
+    """The stacks that lose layers, down to ``counts``, on training pairs that the seed draws."""
+    if not counts:
+        return {}
     from lopside.inputs import choose_inputs
     from lopside.machine import choose_device, keep_memory, set_threads
     from lopside.splits import read_split
@@ -94,7 +102,6 @@ def _measure(params: Params) -> "dict[Stack, Ranking]":
     from lopside.models import load_model, load_tokenizer
 
     model, tokenizer = load_model(SOURCE, device=device), load_tokenizer(SOURCE)
-    stacks: tuple[Stack, Stack] = ("encoder", "decoder")
     return {
         stack: rank_layers(
             model,
@@ -102,11 +109,12 @@ def _measure(params: Params) -> "dict[Stack, Ranking]":
             inputs.sources(pairs["document"]),
             pairs["summary"].tolist(),
             stack,
+            count,
             measure=params.keep.measure,
             max_source_tokens=inputs.max_source_tokens,
             max_target_tokens=inputs.max_target_tokens,
         )
-        for stack in stacks
+        for stack, count in counts.items()
     }
 
 
@@ -118,7 +126,7 @@ def _write_plot(
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["layer", "kept", "importance"])
         for stack, count in layers.items():
-            scores = rankings[stack].scores[0] if stack in rankings and count > 1 else {}
+            scores = rankings[stack].scores[0] if stack in rankings else {}
             for layer in range(count):
                 score = f"{scores[layer]:.5g}" if layer in scores else ""
                 writer.writerow([f"{stack} {layer}", int(layer in kept[stack]), score])

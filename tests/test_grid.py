@@ -38,10 +38,10 @@ def names(grid: str, seeds: int = 1, *overrides: str) -> list[str]:
 
 def test_names_say_layers_strategy_seed_and_revision_seed_by_seed() -> None:
     assert names("6-1,3-3", 2) == [
-        "e6-d1-uniform-s0-1e49af1",
-        "e3-d3-uniform-s0-1e49af1",
-        "e6-d1-uniform-s1-1e49af1",
-        "e3-d3-uniform-s1-1e49af1",
+        "e6-d1-importance-s0-1e49af1",
+        "e3-d3-importance-s0-1e49af1",
+        "e6-d1-importance-s1-1e49af1",
+        "e3-d3-importance-s1-1e49af1",
     ]
     assert names("6-1", 2, "seed=7", "keep.strategy=last") == ["e6-d1-last-s7-1e49af1", "e6-d1-last-s8-1e49af1"]
 
@@ -71,7 +71,7 @@ def test_a_cell_knows_all_its_params() -> None:
 
 
 def test_layers_can_be_counted() -> None:
-    assert names("12-2", 1, "keep.unit=layers")[0].startswith("e12-d2-uniform-s0-1e49af1-")
+    assert names("12-2", 1, "keep.unit=layers")[0].startswith("e12-d2-importance-s0-1e49af1-")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lopside.errors import LopsideError
-from lopside.importance import Ranking, rank_layers
+from lopside.importance import BATCH, MEASURES, Ranking, rank_layers
 from lopside.models import load_model, load_tokenizer
 from lopside.pruning import prune
 from lopside.selection import Stack
@@ -19,9 +19,9 @@ DOCUMENTS, SUMMARIES = list(TEXTS), [text.split(",")[0] for text in reversed(TEX
 LENGTHS = {"max_source_tokens": 30, "max_target_tokens": 20}
 
 
-def rank(folder: Path, stack: Stack, measure: str = "loss") -> Ranking:
+def rank(folder: Path, stack: Stack, measure: str = "loss", count: int = 1) -> Ranking:
     return rank_layers(
-        load_model(folder), load_tokenizer(folder), DOCUMENTS, SUMMARIES, stack, measure=measure, **LENGTHS
+        load_model(folder), load_tokenizer(folder), DOCUMENTS, SUMMARIES, stack, count, measure=measure, **LENGTHS
     )
 
 
@@ -44,7 +44,7 @@ def test_scores_are_the_losses_of_models_that_are_really_pruned(
     family: str, stack: Stack, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     parent: Path = request.getfixturevalue(family)
-    ranking = rank(parent, stack)
+    ranking = rank(parent, stack, count=2)
     everything = range(6)
 
     def pruned(kept: list[int]) -> float:
@@ -53,15 +53,14 @@ def test_scores_are_the_losses_of_models_that_are_really_pruned(
         return loss_of(tmp_path / "pruned")
 
     assert ranking.whole == pytest.approx(loss_of(parent), rel=1e-5)
-    assert len(ranking.removed) == 5
+    assert len(ranking.removed) == 4
     left = list(everything)
     for gone, scores in zip(ranking.removed, ranking.scores, strict=True):
         assert sorted(scores) == left
         assert scores[gone] == min(scores.values())
         left.remove(gone)
         assert scores[gone] == pytest.approx(pruned(left), rel=1e-5)
-    assert ranking.alone[3] == pytest.approx(pruned([3]), rel=1e-5)
-    assert ranking.alone[left[0]] == pytest.approx(ranking.scores[-1][ranking.removed[-1]], rel=1e-6)
+    assert ranking.kept == tuple(left)
 
 
 @pytest.mark.parametrize("stack", ["encoder", "decoder"])
@@ -73,10 +72,10 @@ def test_layers_that_do_nothing_are_found(tiny_t5: Path, tmp_path: Path, stack: 
         if name.startswith((f"{stack}.block.1.", f"{stack}.block.4.")) and name.endswith((".o.weight", ".wo.weight")):
             tensor.zero_()
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    influence = rank(folder, stack, "influence")
-    assert sorted(influence.removed[:2]) == [1, 4]
-    assert influence.keep(4) == (0, 2, 3, 5)
-    for gone, scores in zip(influence.removed[:2], influence.scores[:2], strict=True):
+    influence = rank(folder, stack, "influence", count=4)
+    assert sorted(influence.removed) == [1, 4]
+    assert influence.kept == (0, 2, 3, 5)
+    for gone, scores in zip(influence.removed, influence.scores, strict=True):
         assert scores[gone] == pytest.approx(0, abs=1e-6)
     loss = rank(folder, stack, "loss")  # in a random model others may do harm, and go before
     for layer, score in loss.scores[0].items():
@@ -85,7 +84,7 @@ def test_layers_that_do_nothing_are_found(tiny_t5: Path, tmp_path: Path, stack: 
 
 def test_influence_is_one_minus_the_cosine_of_input_and_output(tiny_bart: Path) -> None:
     model, tokenizer = load_model(tiny_bart), load_tokenizer(tiny_bart)
-    ranking = rank_layers(model, tokenizer, DOCUMENTS[:1], SUMMARIES[:1], "encoder", measure="influence", **LENGTHS)
+    ranking = rank_layers(model, tokenizer, DOCUMENTS[:1], SUMMARIES[:1], "encoder", 1, measure="influence", **LENGTHS)
     source = tokenizer(DOCUMENTS[0], truncation=True, max_length=30, return_tensors="pt")
     with torch.inference_mode():
         states = model.get_encoder()(**source, output_hidden_states=True).hidden_states
@@ -98,21 +97,40 @@ def test_influence_is_one_minus_the_cosine_of_input_and_output(tiny_bart: Path) 
 def test_the_model_is_as_before_and_the_ranking_the_same_again(tiny_bart: Path) -> None:
     model, tokenizer = load_model(tiny_bart), load_tokenizer(tiny_bart)
     first, second = (
-        rank_layers(model, tokenizer, DOCUMENTS, SUMMARIES, "decoder", measure="influence", **LENGTHS) for _ in "ab"
+        rank_layers(model, tokenizer, DOCUMENTS, SUMMARIES, "decoder", 1, measure="influence", **LENGTHS) for _ in "ab"
     )
     assert first == second
     assert not any(module._forward_hooks for module in model.modules())
 
 
-RANKING = Ranking("loss", 1.0, (3, 0, 2), (), {0: 5.0, 1: 4.0, 2: 2.5, 3: 3.0})
+@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize("count", [4, 1])
+def test_nothing_is_measured_that_does_not_decide(tiny_bart: Path, measure: str, count: int) -> None:
+    """A pass for the whole model, then those of as many rounds as there are layers to go; one where one stays."""
+    model = load_model(tiny_bart)
+    calls: list[object] = []
+    model.register_forward_hook(lambda *given: calls.append(given))
+    pairs = DOCUMENTS, SUMMARIES
+    ranking = rank_layers(model, load_tokenizer(tiny_bart), *pairs, "decoder", count, measure=measure, **LENGTHS)
+    rounds = [6, 5] if count == 4 else [6]
+    assert [len(scores) for scores in ranking.scores] == rounds
+    batches = math.ceil(len(DOCUMENTS) / BATCH)
+    assert len(calls) == batches * (1 + (sum(rounds) if measure == "loss" else len(rounds)))
 
 
-def test_layers_kept_by_hand() -> None:
-    assert [RANKING.keep(count) for count in (4, 3, 2)] == [(0, 1, 2, 3), (0, 1, 2), (1, 2)]
+@pytest.mark.parametrize("measure", MEASURES)
+def test_the_fewer_stay_the_more_go_in_one_order(tiny_bart: Path, measure: str) -> None:
+    removed = {count: rank(tiny_bart, "encoder", measure, count).removed for count in (5, 4, 3, 2)}
+    assert all(removed[2][: 6 - count] == gone for count, gone in removed.items())
 
 
-def test_one_layer_alone_is_the_best_alone_not_the_last_to_go() -> None:
-    assert RANKING.keep(1) == (2,)
+@pytest.mark.parametrize("measure", MEASURES)
+def test_one_layer_alone_is_the_one_that_the_whole_model_misses_most(tiny_bart: Path, measure: str) -> None:
+    ranking = rank(tiny_bart, "decoder", measure, count=1)
+    (scores,) = ranking.scores
+    assert ranking.kept == (max(scores, key=lambda layer: scores[layer]),)
+    assert [*ranking.removed, *ranking.kept] == sorted(scores, key=lambda layer: scores[layer])
+    assert scores == rank(tiny_bart, "decoder", measure, count=4).scores[0]
 
 
 def test_bad_input_is_named(tiny_bart: Path) -> None:
@@ -120,9 +138,12 @@ def test_bad_input_is_named(tiny_bart: Path) -> None:
         rank(tiny_bart, "encoder", "los")
     model, tokenizer = load_model(tiny_bart), load_tokenizer(tiny_bart)
     with pytest.raises(LopsideError, match="no calibration document"):
-        rank_layers(model, tokenizer, [], [], "encoder", measure="loss", **LENGTHS)
+        rank_layers(model, tokenizer, [], [], "encoder", 1, measure="loss", **LENGTHS)
+    for count in (0, 6):
+        with pytest.raises(LopsideError, match=f"{count} of 6 encoder layers cannot be chosen: 1 to 5 can"):
+            rank(tiny_bart, "encoder", count=count)
 
 
-def test_losses_are_finite(tiny_bart: Path) -> None:
+def test_scores_are_finite(tiny_bart: Path) -> None:
     ranking = rank(tiny_bart, "decoder", "influence")
-    assert all(math.isfinite(loss) for loss in [ranking.whole, *ranking.alone.values()])
+    assert all(math.isfinite(score) for score in [ranking.whole, *ranking.scores[0].values()])

@@ -42,7 +42,7 @@ def train(source: Path, target: Path) -> None:
 def rank(source: Path) -> None:
     """Measure the decoder's layers."""
     model, tokenizer = load_model(source), load_tokenizer(source)
-    rank_layers(model, tokenizer, ENGLISH[:8], GERMAN[:8], "decoder", measure="influence", **LENGTHS)
+    rank_layers(model, tokenizer, ENGLISH[:8], GERMAN[:8], "decoder", 1, measure="influence", **LENGTHS)
 
 
 @pytest.mark.usefixtures("threads_as_before")
@@ -73,7 +73,7 @@ def test_a_marian_model_and_parallel_lines_through_all_stages(
         for folder in (Path("outputs/parent"), pruned):
             assert (folder / name).read_bytes() == (tiny_marian / name).read_bytes()
     measured = json.loads(Path("outputs/prune/lopside.json").read_text())["importance"]
-    assert sorted(measured["decoder"]["alone"]) == list("012345")
+    assert sorted(measured["decoder"]["scores"][0]) == list("012345")
 
 
 def test_training_and_importance_read_references_with_the_tokenizer_of_the_target(
@@ -90,7 +90,7 @@ def test_training_and_importance_read_references_with_the_tokenizer_of_the_targe
     train(tiny_marian, tmp_path / "model")
     model, tokenizer = load_model(tiny_marian), load_tokenizer(tiny_marian)
     model.register_forward_pre_hook(lambda _, __, given: seen.append(given), with_kwargs=True)
-    rank_layers(model, tokenizer, ENGLISH[:8], GERMAN[:8], "encoder", measure="influence", **LENGTHS)
+    rank_layers(model, tokenizer, ENGLISH[:8], GERMAN[:8], "encoder", 1, measure="influence", **LENGTHS)
 
     vocabularies = [json.loads((tiny_marian / name).read_text()) for name in ("vocab.json", "target_vocab.json")]
     english, german = ({code: piece for piece, code in vocabulary.items()} for vocabulary in vocabularies)

@@ -212,7 +212,7 @@ def test_every_stage_refuses_bad_params_with_all_faults_and_writes_nothing(stage
         "dec: 3": 'dec: "two"',
         "model: docs-bart-mini": "model: t5-base",
         "dataset: docstrings": "dataset: xsun",
-        "strategy: uniform": "strategy: best",
+        "strategy: importance": "strategy: best",
         "epochs: 1.0": "epoch: 1.0",
     }.items():
         assert text.count(before) == 1

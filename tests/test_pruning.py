@@ -409,7 +409,7 @@ def test_parent_and_prune_follow_params(workspace: Path) -> None:
 
     kept = {}
     cells: dict[str, dict[str, Any]] = {
-        "6-3": {"enc": 6, "dec": 3},
+        "6-3": {"enc": 6, "dec": 3, "keep": {"strategy": "uniform"}},
         "1-1": {"enc": 1, "dec": 1},
         "counts": {"enc": 5, "dec": 2, "keep": {"unit": "layers"}},
         "explicit": {"keep": {"strategy": "explicit", "encoder": [1, 2], "decoder": [4]}},
@@ -470,16 +470,24 @@ def test_importance_decides_and_is_written_down(workspace: Path, measure: str, m
     assert {stack: ranking["measure"] for stack, ranking in rankings.items()} == dict.fromkeys(
         ("encoder", "decoder"), measure
     )
-    assert record["encoder_kept"] == sorted(set(range(6)) - set(rankings["encoder"]["removed"][:3]))
-    alone = rankings["decoder"]["alone"]
-    best = min(alone, key=lambda layer: alone[layer])
-    assert record["decoder_kept"] == [int(best)]
-    assert f"first (0) {alone['0']:.3f}, last (5) {alone['5']:.3f}, kept ({record['decoder_kept'][0]})" in done.output
+    assert record["encoder_kept"] == sorted(set(range(6)) - set(rankings["encoder"]["removed"]))
+    (scores,) = rankings["decoder"]["scores"]
+    assert record["decoder_kept"] == [int(max(scores, key=lambda layer: scores[layer]))]
+    said = f"first (0) {scores['0']:.3f}, last (5) {scores['5']:.3f}, kept ({record['decoder_kept'][0]})"
+    assert said in done.output
     plot = pd.read_csv("metrics/plots/layers.csv").set_index("layer")
-    assert plot["importance"]["decoder 2"] == pytest.approx(rankings["decoder"]["scores"][0]["2"], rel=1e-4)
+    assert plot["importance"]["decoder 2"] == pytest.approx(scores["2"], rel=1e-4)
     first = Path("outputs/prune/lopside.json").read_bytes()
     assert CliRunner().invoke(prune_stage.main).exit_code == 0
     assert Path("outputs/prune/lopside.json").read_bytes() == first
+
+    _set({"enc": 6, "dec": 1})
+    assert CliRunner().invoke(prune_stage.main, catch_exceptions=False).exit_code == 0
+    whole = json.loads(Path("outputs/prune/lopside.json").read_text())
+    assert whole["encoder_kept"] == list(range(6))
+    assert whole["importance"] == {"decoder": rankings["decoder"]}  # where nothing goes nothing is measured
+    plot = pd.read_csv("metrics/plots/layers.csv").set_index("layer")
+    assert plot["importance"].isna().tolist() == [True] * 6 + [False] * 6
 
 
 def test_the_vocabulary_is_trimmed_to_the_training_split(workspace: Path) -> None:

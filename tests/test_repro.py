@@ -122,7 +122,7 @@ def test_an_experiment_goes_to_a_fresh_clone_and_there_only_times_are_measured_a
     run("git", "remote", "add", "origin", str(tmp_path / "shared.git"), folder=project)
     run("git", "push", "--quiet", "origin", "main", folder=project)
 
-    name = f"e6-d1-uniform-s0-{run('git', 'rev-parse', 'HEAD', folder=project)[:7]}"
+    name = f"e6-d1-importance-s0-{run('git', 'rev-parse', 'HEAD', folder=project)[:7]}"
     assert "1 of 1 cells are done" in lopside("sweep", "6-1", folder=project)
     lopside("report", folder=project)
     (row,) = read_history(project / "metrics/history.csv")

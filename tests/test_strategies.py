@@ -25,7 +25,7 @@ def test_sixteen_experiments_of_equal_training_and_four_comparisons(tmp_path: Pa
     assert len(experiments) == 15
     assert experiments[0] == (
         "dvc exp run score --name=mine-importance-6-3-s0 -S seed=0 -S enc=6 -S dec=3 -S keep.strategy=importance "
-        "-S train.max_steps=200 -S train.batch_size=64 -S train.warmup_steps=20 -S train.evaluations=1 "
+        "-S train.max_steps=100 -S train.warmup_steps=10 -S train.evaluations=1 -S data.max_source_tokens=64 "
         "-S dataset=./mine.jsonl"
     )
     assert "--name=mine-importance-3-6-s1 -S seed=1 -S enc=3 -S dec=6 -S keep.strategy=importance" in experiments[-1]

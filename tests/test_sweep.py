@@ -83,7 +83,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert status == 0, errors
     assert output.startswith("3 of 3 cells are done")
     # Which cell, which stage, and how long it still takes.
-    assert f"[2/3] e6-d1-uniform-s0-{revision(project)}: score; about " in errors
+    assert f"[2/3] e6-d1-importance-s0-{revision(project)}: score; about " in errors
     # Nothing of the user's was touched.
     assert files(project) == before
     assert run("git", "status", "--porcelain", folder=project) == ""
@@ -102,7 +102,7 @@ def project(swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 
 def test_a_sweep_runs_each_cell_as_an_experiment_and_what_they_share_once(swept: Path) -> None:
-    assert names(swept) == [f"{cell}-uniform-s0-{revision(swept)}" for cell in ("e1-d6", "e6-d1", "e6-d6")]
+    assert names(swept) == [f"{cell}-importance-s0-{revision(swept)}" for cell in ("e1-d6", "e6-d1", "e6-d6")]
     ran = [line for line in told(swept) if not line.startswith("machine")]
     assert ran == [
         *("dense 6 6 0", "pruned 6 6 0", "score 6 6 0", "time 6 6 0"),
@@ -117,26 +117,26 @@ def test_what_is_done_is_not_run_again_and_a_dry_run_says_so(project: Path) -> N
     assert not (project / ".dvc/tmp/told").exists()
     result = CliRunner().invoke(main, ["sweep", "6-1,3-3", "--dry-run"])
     short = revision(project)
-    assert result.output == f"e6-d1-uniform-s0-{short}  done\ne3-d3-uniform-s0-{short}  to do\n"
+    assert result.output == f"e6-d1-importance-s0-{short}  done\ne3-d3-importance-s0-{short}  to do\n"
 
 
 def test_dvc_shows_the_experiments_under_the_same_names_and_figures(project: Path) -> None:
     shown = run("dvc", "exp", "show", "--csv", folder=project)
-    assert f"e6-d1-uniform-s0-{revision(project)}" in shown
+    assert f"e6-d1-importance-s0-{revision(project)}" in shown
     assert "delta.rouge2" in shown
-    run("dvc", "exp", "apply", f"e6-d1-uniform-s0-{revision(project)}", folder=project)
+    run("dvc", "exp", "apply", f"e6-d1-importance-s0-{revision(project)}", folder=project)
     rouge = json.loads((project / "metrics/rouge.json").read_text())
     (row,) = [row for row in update_history()[0] if (row.enc, row.dec) == (6, 1)]
     assert row.figure("delta.rouge2") == rouge["delta"]["rouge2"] == -round(0.3 * 5**1.5, 3)
     assert (row.encoder_kept, row.decoder_kept) == ((0, 1, 2, 3, 4, 5), (5,))
     assert row.figure("fixed.batch_8.speedup") == round(12 / (2 + 3 + 1.17), 3)
     advice = CliRunner().invoke(main, ["recommend", "--min-speedup", "1.5"]).output
-    assert f"To have it:  dvc exp apply e6-d1-uniform-s0-{revision(project)}\n" in advice
+    assert f"To have it:  dvc exp apply e6-d1-importance-s0-{revision(project)}\n" in advice
 
 
 def test_a_cell_that_fails_is_reported_with_its_log_and_the_rest_go_on(project: Path) -> None:
     status, output, errors = sweep(project, "3-3,2-2", FAIL="score 3 3")
-    failed = f"e3-d3-uniform-s0-{revision(project)}"
+    failed = f"e3-d3-importance-s0-{revision(project)}"
     assert status == 1
     assert output.splitlines() == [
         "1 of 2 cells are done; `lopside report` sets them side by side",
@@ -144,7 +144,7 @@ def test_a_cell_that_fails_is_reported_with_its_log_and_the_rest_go_on(project: 
     ]
     assert f"[1/2] {failed}: failed; the end of {LOGS}/{failed}.log:" in errors
     assert "error: this one is to fail" in errors
-    assert f"e2-d2-uniform-s0-{revision(project)}" in names(project)
+    assert f"e2-d2-importance-s0-{revision(project)}" in names(project)
     assert failed not in names(project)
     # Put right, it goes on from where it failed.
     (project / ".dvc/tmp/told").unlink()
@@ -234,7 +234,7 @@ def test_jobs_share_all_but_time_which_runs_alone(project: Path) -> None:
     status, output, errors = sweep(project, "6-6,3-3,2-2", "--jobs", "2", "-S", "train.batch_size=8", FAIL="score 2 2")
     assert status == 1, errors
     assert output.splitlines()[0].startswith("2 of 3 cells are done")
-    assert output.splitlines()[1].startswith("failed: e2-d2-uniform-s0-")
+    assert output.splitlines()[1].startswith("failed: e2-d2-importance-s0-")
     assert "error: this one is to fail" in errors
     ran = told(project)
     assert sum(line.startswith("dense") for line in ran) == 1
@@ -245,7 +245,7 @@ def test_jobs_share_all_but_time_which_runs_alone(project: Path) -> None:
 
 def test_what_was_ended_and_not_handed_over_is_not_run_again(project: Path) -> None:
     assert sweep(project, "3-3")[0] == 0
-    (done,) = repository.experiments(f"e3-d3-uniform-s0-{revision(project)}")
+    (done,) = repository.experiments(f"e3-d3-importance-s0-{revision(project)}")
     place = f"refs/exps/{done.baseline[:2]}/{done.baseline[2:]}/{done.name}"
     run("git", "-C", str(COPY), "update-ref", place, done.commit, folder=project)
     run("git", "update-ref", "-d", place, folder=project)
@@ -263,7 +263,7 @@ def test_a_copy_that_is_broken_is_made_anew(project: Path) -> None:
     status, _, errors = sweep(project, "3-3")
     assert status == 0, errors
     assert files(project) == before  # where it is broken, git would go on to the repository around it
-    assert set(names(project)) == {*known, f"e3-d3-uniform-s0-{revision(project)}"}
+    assert set(names(project)) == {*known, f"e3-d3-importance-s0-{revision(project)}"}
     assert run("git", "branch", "--show-current", folder=project) == "main\n"
 
 
@@ -368,12 +368,12 @@ def test_files_that_matter_must_be_committed_and_others_need_not(project: Path) 
 def test_a_detached_head_is_as_good_as_a_branch(project: Path) -> None:
     run("git", "checkout", "--quiet", "--detach", folder=project)
     assert sweep(project, "5-5")[0] == 0
-    assert f"e5-d5-uniform-s0-{revision(project)}" in names(project)
+    assert f"e5-d5-importance-s0-{revision(project)}" in names(project)
 
 
 def test_an_experiment_of_the_same_name_and_other_params_is_not_taken_for_the_cell(project: Path) -> None:
     short = revision(project)
-    (one, other) = (repository.experiments(f"{cell}-uniform-s0-{short}")[0] for cell in ("e6-d1", "e1-d6"))
+    (one, other) = (repository.experiments(f"{cell}-importance-s0-{short}")[0] for cell in ("e6-d1", "e1-d6"))
     place = f"refs/exps/{one.baseline[:2]}/{one.baseline[2:]}/{one.name}"
     run("git", "update-ref", place, other.commit, folder=project)
     refused(f"experiment {one.name}: is there with other params (dec, enc); remove or rename it", "sweep", "6-1")
@@ -458,7 +458,7 @@ def edited(path: str, change: Callable[[str], str]) -> Callable[[Path], None]:
     """An experiment, named odd, whose file was edited by hand."""
 
     def make(project: Path) -> None:
-        (one,) = repository.experiments(f"e6-d1-uniform-s0-{revision(project)}")
+        (one,) = repository.experiments(f"e6-d1-importance-s0-{revision(project)}")
         run("git", "checkout", "--quiet", "--detach", one.commit, folder=project)
         (project / path).write_text(change((project / path).read_text()))
         commit(project)

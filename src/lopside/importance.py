@@ -3,6 +3,10 @@
 Each stack is measured by itself, with the other one whole. Layers go one after the other, the least important first,
 and after each removal the rest is measured again, because layers that do the same work look dispensable only while both
 are there. So a layer that is kept stays kept where more are kept, one layer alone excepted.
+
+Where one layer stays, it is the one that the whole model misses most. An untrained model of one layer tells nothing (in
+docs-bart-mini its loss is near that of guessing), and going down to one by it kept a layer that learnt far less than
+the last one of the decoder (docs/strategies.md).
 """
 
 from __future__ import annotations
@@ -36,19 +40,12 @@ class Ranking:
     measure: str
     whole: float
     """Loss of the whole model, in nats a target token."""
-    removed: tuple[int, ...]
-    """Layers in the order in which they go, the least important first; the last one left is not among them."""
     scores: tuple[Mapping[int, float], ...]
-    """For each removal the scores of the layers that were still there: the lowest goes, the first of equals."""
-    alone: Mapping[int, float]
-    """Layer -> loss of the model with this layer alone left in the stack, in nats a target token."""
-
-    def keep(self, count: int) -> tuple[int, ...]:
-        """The ``count`` layers that stay, sorted. One alone is that with the lowest loss, by either measure."""
-        layers = sorted(self.alone)
-        if count == 1:
-            return (min(layers, key=lambda layer: (self.alone[layer], layer)),)
-        return tuple(layer for layer in layers if layer not in self.removed[: len(layers) - count])
+    """For each round the scores of the layers that were still there: the lowest goes, the first of equals."""
+    removed: tuple[int, ...]
+    """Layers in the order in which they go, the least important first."""
+    kept: tuple[int, ...]
+    """Those that stay, sorted."""
 
 
 def rank_layers(
@@ -57,25 +54,28 @@ def rank_layers(
     documents: Sequence[str],
     summaries: Sequence[str],
     stack: Stack,
+    count: int,
     *,
     measure: str,
     max_source_tokens: int,
     max_target_tokens: int,
 ) -> Ranking:
-    """Measure how much each layer of one stack matters.
+    """Measure how much each layer of one stack matters, and choose the ``count`` that stay.
 
     Args:
         model: a sequence-to-sequence model in evaluation mode, on the device where it shall run; unchanged on return.
         tokenizer: the model's own.
         documents, summaries: calibration pairs, at least one, from the training split.
         stack: which one is measured.
+        count: layers that stay, at least one and fewer than there are.
         measure: one of :data:`MEASURES`.
             loss: the score of a layer is the loss without it, in nats a target token (leave one out).
             influence: 1 - cosine between its input and its output, mean over tokens (block influence: ShortGPT,
             arXiv 2403.03853, equation 1).
         max_source_tokens, max_target_tokens: where documents and summaries are cut, special tokens included.
 
-    Deterministic on one machine. Raises LopsideError for an unknown measure and where there is no pair.
+    Deterministic on one machine. Raises LopsideError for an unknown measure, a count out of range, and where there is
+    no pair.
     """
     import torch
 
@@ -86,7 +86,9 @@ def rank_layers(
     check_first_token(tokenizer, model.generation_config)
     spec: StackSpec = getattr(spec_of(model.config.to_dict()), stack)
     layers = range(len(blocks_of(model, spec)))
-    total = _passes(len(layers), measure)
+    if not 1 <= count < len(layers):
+        raise LopsideError(f"{count} of {len(layers)} {stack} layers cannot be chosen: 1 to {len(layers) - 1} can")
+    total = _passes(len(layers), count, measure)
     passes = iter(progress(range(total), total, f"measure {stack} layers"))
 
     def loss(kept: Sequence[int]) -> float:
@@ -99,25 +101,25 @@ def rank_layers(
             for batch in batches:
                 batch["encoder_outputs"] = model.get_encoder()(batch.pop("input_ids"), batch["attention_mask"])
         whole = loss(layers)
-        left, removed, scores = list(layers), [], []
-        while len(left) > 1:
+        left, removed, scores = list(layers), list[int](), list[dict[int, float]]()
+        while len(left) > count:
             if measure == "loss":
                 found = {layer: loss([other for other in left if other != layer]) for layer in left}
             else:
                 next(passes, None)
                 found = _influence(model, batches, spec, left, stack)
-            least = min(left, key=lambda layer: (found[layer], layer))
-            left.remove(least)
-            removed.append(least)
             scores.append(found)
-        alone = {layer: loss([layer]) for layer in layers}
+            going = sorted(left, key=lambda layer: found[layer])
+            removed += going[:-1] if count == 1 else going[:1]
+            left = [layer for layer in layers if layer not in removed]
         next(passes, None)  # lets the progress say that it is through
-    return Ranking(measure, whole, tuple(removed), tuple(scores), alone)
+    return Ranking(measure, whole, tuple(scores), tuple(removed), tuple(left))
 
 
-def _passes(layers: int, measure: str) -> int:
-    """Passes over the calibration documents: whole, each removal's, each layer alone."""
-    return 1 + (layers * (layers + 1) // 2 - 1 if measure == "loss" else layers - 1) + layers
+def _passes(layers: int, count: int, measure: str) -> int:
+    """Passes over the calibration documents: one for the whole, then those of each round."""
+    rounds = range(layers, (layers - 1 if count == 1 else count), -1)
+    return 1 + (sum(rounds) if measure == "loss" else len(rounds))
 
 
 def _batches(
