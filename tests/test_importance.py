@@ -3,6 +3,7 @@
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from lopside.models import load_model, load_tokenizer
 from lopside.pruning import prune
 from lopside.selection import Stack
 from tests.conftest import TEXTS
+from tests.families import FAMILIES, build, save
 
 DOCUMENTS, SUMMARIES = list(TEXTS), [text.split(",")[0] for text in reversed(TEXTS)]
 LENGTHS = {"max_source_tokens": 30, "max_target_tokens": 20}
@@ -116,6 +118,55 @@ def test_nothing_is_measured_that_does_not_decide(tiny_bart: Path, measure: str,
     assert [len(scores) for scores in ranking.scores] == rounds
     batches = math.ceil(len(DOCUMENTS) / BATCH)
     assert len(calls) == batches * (1 + (sum(rounds) if measure == "loss" else len(rounds)))
+
+
+class Letters:
+    """A tokenizer for the random models of tests.families: a token a letter, no special ones."""
+
+    all_special_ids = ()
+    bos_token_id = cls_token_id = unk_token_id = None
+
+    def __call__(self, text: list[str] | None = None, text_target: Any = None, max_length: int = 99, **_: Any) -> Any:
+        texts = text or text_target
+        if isinstance(texts, str):
+            return {"input_ids": [self.code(letter) for letter in texts]}
+        ids = [torch.tensor([self.code(letter) for letter in each[:max_length]]) for each in texts]
+        padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=1)
+        mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(each) for each in ids], batch_first=True)
+        return {"input_ids": padded, "attention_mask": mask}
+
+    @staticmethod
+    def code(letter: str) -> int:
+        return 3 + ord(letter) % 50
+
+
+# These pad documents to whole windows, carry further streams along, or put time first and make no input of labels.
+@pytest.mark.parametrize("name", ["led", "pegasus_x", "prophetnet", "fsmt"])
+@pytest.mark.parametrize("stack", ["encoder", "decoder"])
+def test_families_of_another_make_are_measured_too(name: str, stack: Stack, tmp_path: Path) -> None:
+    (family,) = (family for family in FAMILIES if family.name == name)
+    save(build(family), tmp_path / "model")
+    model, letters = load_model(tmp_path / "model"), Letters()
+    documents, summaries = ["the river rose in may", "the sun"], ["river rose", "sun"]
+
+    def measured(part: slice, measure: str) -> Ranking:
+        given: Any = (model, letters, documents[part], summaries[part], stack, 5)
+        return rank_layers(*given, measure=measure, **LENGTHS)
+
+    both, *alone = (measured(part, "influence") for part in (slice(2), slice(1), slice(1, 2)))
+    # Tokens alone count: two pairs together are the mean of each by itself, weighted by its tokens.
+    tokens = [len(text) for text in (documents if stack == "encoder" else summaries)]
+    for layer, score in both.scores[0].items():
+        apart = [ranking.scores[0][layer] * count for ranking, count in zip(alone, tokens, strict=True)]
+        assert score == pytest.approx(sum(apart) / sum(tokens), rel=1e-4)
+    # The loss is that of the summary, which the decoder is given one token late.
+    whole = measured(slice(1), "loss").whole
+    source, labels = letters(documents[:1])["input_ids"], letters(text_target=summaries[:1])["input_ids"]
+    late = labels.roll(1)
+    late[0, 0] = model.config.decoder_start_token_id if name != "fsmt" else labels[0, -1]
+    with torch.inference_mode():
+        logits = model(input_ids=source, decoder_input_ids=late, use_cache=False).logits
+    assert whole == pytest.approx(torch.nn.functional.cross_entropy(logits[0], labels[0]).item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("measure", MEASURES)

@@ -26,6 +26,7 @@ class StackSpec:
     per_block: tuple[str, ...] = ()  # keys with a list of one entry a block; a single number there holds for all blocks
     staggered: str | None = None  # key that, unless false, makes every odd block differ: a block may not change sides
     states: int = 1  # how many of the first arguments of a block are states that it changes and returns first
+    time_first: bool = False  # states are of shape (tokens, documents, width), not (documents, tokens, width)
 
 
 @dataclass(frozen=True)
@@ -46,14 +47,16 @@ class ArchitectureSpec:
         return self.encoder, self.decoder
 
 
-def _bart_like(base: str = "model", **encoder: Any) -> ArchitectureSpec:
+def _bart_like(base: str = "model", time_first: bool = False, **encoder: Any) -> ArchitectureSpec:
     """A family with the modules and keys of BART.
 
-    base: the attribute that holds the model without its head. encoder: what the encoder has besides.
+    base: the attribute that holds the model without its head. time_first: of both stacks. encoder: what the encoder has
+    besides.
     """
+    encoder |= {"count": "encoder_layers", "mirrors": ("num_hidden_layers",), "time_first": time_first}
     return ArchitectureSpec(
-        encoder=StackSpec(f"{base}.encoder.layers", count="encoder_layers", mirrors=("num_hidden_layers",), **encoder),
-        decoder=StackSpec(f"{base}.decoder.layers", count="decoder_layers"),
+        encoder=StackSpec(f"{base}.encoder.layers", **encoder),
+        decoder=StackSpec(f"{base}.decoder.layers", count="decoder_layers", time_first=time_first),
         base_prefix=f"{base}.",
     )
 
@@ -88,7 +91,7 @@ ARCHITECTURES: dict[str, ArchitectureSpec] = {
     "m2m_100": _bart_like(),  # NLLB too
     "blenderbot": _bart_like(),
     "blenderbot-small": _bart_like(),
-    "fsmt": _bart_like(),
+    "fsmt": _bart_like(time_first=True),
     # Block-sparse attention draws its random blocks from a seed that is the block's number, but only while it trains:
     # in evaluation mode the pruned model is its parent less some blocks.
     "bigbird_pegasus": _bart_like(),

@@ -138,6 +138,9 @@ def _batches(
         targets = tokenizer(text_target=list(summaries[part]), max_length=max_target_tokens, **cut)
         labels = targets["input_ids"].masked_fill(targets["attention_mask"] == 0, IGNORED)
         batch = {"input_ids": sources["input_ids"], "attention_mask": sources["attention_mask"], "labels": labels}
+        shift = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+        if shift:  # as in training; FSMT does not do it by itself, and writes into what it is given
+            batch["decoder_input_ids"] = shift(labels=labels.clone())
         yield {name: tensor.to(model.device) for name, tensor in batch.items()}
 
 
@@ -170,7 +173,10 @@ def _influence(
         def hook(block: object, given: tuple[Any, ...], result: Any) -> None:
             before, after = given[0], result[0] if isinstance(result, tuple) else result
             cosine = torch.nn.functional.cosine_similarity(before.float(), after.float(), dim=-1)
-            sums[layer] += ((1 - cosine) * mask).sum().item()
+            cosine = cosine.T if spec.time_first else cosine
+            # Behind the tokens may be more: LED and Pegasus-X pad to whole windows, ProphetNet's decoder has a stream
+            # for each n-gram.
+            sums[layer] += ((1 - cosine[:, : mask.shape[1]]) * mask).sum().item()
 
         return blocks[layer].register_forward_hook(hook)
 
