@@ -148,7 +148,7 @@ def test_files_are_told_by_their_names(names: list[str], config: str, found: dic
     [
         ([], "", "dataset: it: has no train, validation or test file in .jsonl, .csv or .parquet"),
         (["a.csv", "b.csv"], "", "dataset: it: has no train, .*; it has a.csv, b.csv"),
-        (["a/train.csv", "b/train.csv"], "", "dataset: it: files lie in several folders; data.config .* of a, b"),
+        (["a/train.csv", "b/train.csv"], "", "dataset: it: files lie in several folders: a, b; choose .*data.config"),
         (["a/train.csv"], "c", "data.config: 'c': dataset: it has no such folder. Allowed: a"),
         (["train.csv", "train.jsonl"], "", "there are train files of several kinds.*: train.csv, train.jsonl"),
         (["test.csv"], "", "dataset: it: has no train file; it has test.csv"),
@@ -296,6 +296,23 @@ def test_bad_values_of_parquet_are_named_by_row(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.table({"document": [1, 2], "summary": ["a", "b"]}), path)
     with pytest.raises(LopsideError, match=r"^a.parquet, row 1: document is not text but int"):
         make(tmp_path, path)
+
+
+@pytest.mark.parametrize("skip_bad", [False, True])
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_file_without_the_columns_of_the_first_stops_the_download_always(
+    tmp_path: Path, kind: str, skip_bad: bool
+) -> None:
+    (tmp_path / "mine").mkdir()
+    other = pd.DataFrame(rows(40)).rename(columns={"document": "text"})
+    for name, table in {f"train-1.{kind}": pd.DataFrame(rows(40)), f"train-2.{kind}": other}.items():
+        if kind == "csv":
+            table.to_csv(tmp_path / "mine" / name, index=False)
+        else:
+            table.to_parquet(tmp_path / "mine" / name, index=False)
+    with pytest.raises(LopsideError, match=rf"^train-2.{kind}: has no column document; it has text, summary$"):
+        make(tmp_path, tmp_path / "mine", skip_bad=skip_bad)
+    assert {each.name for each in tmp_path.iterdir()} == {"mine"}
 
 
 def _cut(content: bytes) -> bytes:

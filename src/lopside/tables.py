@@ -171,7 +171,10 @@ def find_splits(names: Iterable[str], where: str, config: str = "") -> dict[str,
     if config and config not in found:
         raise LopsideError(f"data.config: {config!r}: {where} has no such folder. Allowed: {_some(sorted(found))}")
     if not config and len(found) > 1:
-        raise LopsideError(f"{where}: files lie in several folders; data.config chooses one of {_some(sorted(found))}")
+        raise LopsideError(
+            f"{where}: files lie in several folders: {_some(sorted(found))}; choose one, here by its path, on the hub "
+            "by data.config"
+        )
     splits = found[config or next(iter(found))]
     for split, part in splits.items():
         kinds = {match[0].lower() for each in part if (match := FILE.search(each))}
@@ -474,6 +477,7 @@ def _header(file: File) -> list[str]:
 
 def _csv_rows(file: File, columns: Sequence[str]) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
     header = _header(file)
+    _check_columns(file, columns, header)
     with _open(file) as stream:
         reader = csv.reader(_csv_lines(file, stream), strict=True)
         next(reader)
@@ -503,13 +507,18 @@ def _parquet(file: File) -> Any:
 def _parquet_rows(file: File, columns: Sequence[str]) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
     number = 0
     table = _parquet(file)
-    lacking = [column for column in columns if column not in table.schema_arrow.names]
-    if lacking:
-        raise LopsideError(f"{file.name}: has no column {lacking[0]}; it has {', '.join(table.schema_arrow.names)}")
+    _check_columns(file, columns, table.schema_arrow.names)
     for batch in table.iter_batches(batch_size=1024, columns=list(columns)):
         for row in zip(*(_values(batch.column(column)) for column in columns), strict=True):
             number += 1
             yield number, dict(zip(columns, row, strict=True))
+
+
+def _check_columns(file: File, columns: Sequence[str], present: Sequence[str]) -> None:
+    """Raise LopsideError where a file lacks a column that an earlier one of its set has: no row of it could be used."""
+    lacking = [column for column in columns if column not in present]
+    if lacking:
+        raise LopsideError(f"{file.name}: has no column {lacking[0]}; it has {', '.join(present)}")
 
 
 def _values(column: Any) -> list[Any]:
