@@ -508,6 +508,7 @@ def test_the_vocabulary_is_trimmed_to_the_training_split(workspace: Path) -> Non
     assert f"{record['vocabulary']['pruned']:,} of {record['vocabulary']['parent']:,} tokens stay" in done.output
     parameters = load_model(Path("outputs/prune")).num_parameters()
     assert f"parameters become {parameters:,}" in done.output
+    assert record["pruned"]["parameters"] == parameters
 
 
 def test_parent_without_weights_is_one_line(workspace: Path) -> None:

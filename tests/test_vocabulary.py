@@ -190,13 +190,14 @@ def test_any_text_can_still_be_spelt(folder: Path, task: list[str], text: str) -
 def test_the_record_says_what_was_trimmed_and_the_old_folder_is_replaced(folder: Path, tmp_path: Path) -> None:
     place = tmp_path / "model"
     shutil.copytree(folder, place)
-    (place / "lopside.json").write_text('{"strategy": "uniform"}')
+    (place / "lopside.json").write_text('{"strategy": "uniform", "pruned": {"parameters": 0, "decoder_layers": 1}}')
     (place / "spiece.model").write_text("the old ids")
 
     trimmed = trim_vocabulary(place, place, TASK)
 
     assert json.loads((place / "lopside.json").read_text()) == {
         "strategy": "uniform",
+        "pruned": {"parameters": load_model(place).num_parameters(), "decoder_layers": 1},
         "vocabulary": {"parent": trimmed.before, "pruned": trimmed.after},
     }
     assert not (place / "spiece.model").exists()

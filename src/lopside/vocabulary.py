@@ -85,13 +85,14 @@ def trim_vocabulary(source: str | Path, target: str | Path, texts: Sequence[str]
         for name, each in configs.items():
             write_json(folder / name, _with_places(each, places))
         write_json(folder / "config.json", read_config(folder) | {"vocab_size": len(kept)})
+        before = _copy_rows(source, folder / WEIGHTS, size, kept)
+        after = load_model(folder, align=False).num_parameters()  # raises where weights and config do not fit
         if (source / RECORD).exists():
             record = json.loads((source / RECORD).read_text(encoding="utf-8"))
+            record["pruned"]["parameters"] = after
             write_json(folder / RECORD, record | {"vocabulary": {"parent": size, "pruned": len(kept)}})
-        parameters = _copy_rows(source, folder / WEIGHTS, size, kept)
-        parameters -= load_model(folder, align=False).num_parameters()  # raises where weights and config do not fit
         _check(tokenizer, load_tokenizer(folder), places, texts)
-    return Trimmed(size, len(kept), parameters)
+    return Trimmed(size, len(kept), before - after)
 
 
 def kept_tokens(content: Mapping[str, Any], used: Iterable[int]) -> list[int]:
