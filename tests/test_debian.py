@@ -105,3 +105,13 @@ def test_without_apt_or_network_it_says_so(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(subprocess, "run", failing)
     with pytest.raises(LopsideError, match="apt-get update: E: Failed to fetch the list"):
         Index(tmp_path).update()
+
+
+def test_an_index_without_descriptions_writes_nothing(
+    index: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Index, "read", lambda self, kind: [])
+    result = CliRunner().invoke(main, ["--out", str(tmp_path / "splits")])
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: the package index has no description")
+    assert not (tmp_path / "splits").exists()

@@ -82,7 +82,11 @@ class Index:
     def _run(self, command: str, *arguments: str) -> str:
         try:
             return subprocess.run(
-                [command, *self.options, *arguments], check=True, capture_output=True, text=True
+                [command, *self.options, *arguments],
+                check=True,
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",
             ).stdout
         except FileNotFoundError as error:
             raise LopsideError(f"{command}: there is no such command; this recipe needs Debian or Ubuntu") from error
@@ -92,14 +96,17 @@ class Index:
 
 
 def _found(index: Index) -> list[Pair]:
-    """The pairs of a fresh index, duplicates included."""
+    """The pairs of a fresh index, duplicates included. Raises LopsideError where there are none."""
     index.update()
     sources = {
         fields["Package"]: fields["Source"].split(" ")[0]
         for fields in paragraphs(index.read("Packages"))
         if "Source" in fields
     }
-    return list(pairs(paragraphs(index.read("Translations")), sources))
+    found = list(pairs(paragraphs(index.read("Translations")), sources))
+    if not found:
+        raise LopsideError("the package index has no description that can be used; it may have no Translation-en")
+    return found
 
 
 @writes_splits(OUTPUTS / "splits")
