@@ -18,6 +18,12 @@ BERTS = {
     "decoder": {"max_position_embeddings": 64},
 }
 
+ROBERTAS = {
+    "model_type": "encoder-decoder",
+    "encoder": {"model_type": "roberta", "max_position_embeddings": 514, "pad_token_id": 1},
+    "decoder": {"model_type": "roberta", "max_position_embeddings": 514, "pad_token_id": 1},
+}
+
 
 @pytest.mark.parametrize(
     ("config", "dataset", "given", "expected"),
@@ -31,6 +37,7 @@ BERTS = {
         (BART, "cnn_dailymail", ("auto", 512, 511), ("", 512, 511)),
         (LED, "me/mine", ("auto", 0, 0), ("", 1024, 99)),
         (BERTS, "xsum", ("summarize: ", 0, 0), ("summarize: ", 512, 63)),
+        (ROBERTAS, "xsum", ("auto", 0, 511), ("", 512, 511)),
     ],
 )
 def test_what_is_left_open_follows_data_set_and_model(

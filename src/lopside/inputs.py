@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lopside.errors import LopsideError
-from lopside.known import PREFIXED_TYPES, known_dataset
+from lopside.known import NUMBERED_BEHIND_PADDING, PREFIXED_TYPES, known_dataset
 from lopside.models import read_config
 
 if TYPE_CHECKING:
@@ -90,5 +90,6 @@ def positions(config: Mapping[str, Any], side: str) -> int | None:
     for found in (inner if isinstance(inner, dict) else {}, config):
         for name in (f"max_{side}_position_embeddings", "max_position_embeddings"):
             if isinstance(found.get(name), int):
-                return int(found[name])
+                behind = found.get("model_type") in NUMBERED_BEHIND_PADDING
+                return int(found[name]) - (found.get("pad_token_id", 1) + 1 if behind else 0)
     return None

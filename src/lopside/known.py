@@ -12,6 +12,9 @@ from lopside.errors import LopsideError
 PREFIXED_TYPES = ("t5", "mt5", "umt5", "longt5")
 """Model types that were taught their tasks by a prefix, or that are fine-tuned with one as their parents were."""
 
+NUMBERED_BEHIND_PADDING = ("roberta",)
+"""Model types whose first position has the number behind their padding token's: the numbers before it are no use."""
+
 
 @dataclass(frozen=True)
 class Known:
