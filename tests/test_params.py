@@ -322,6 +322,12 @@ def test_broken_yaml_is_refused_with_its_place(load: Callable[..., Params]) -> N
         load(text="enc: 6\ndec: [3\n")
 
 
+@pytest.mark.parametrize("text", ["seed: 2020-13-45\n", "seed: 0x_\n", "[" * 3000], ids=["date", "hex", "nested"])
+def test_what_the_parser_itself_fails_over_is_refused(load: Callable[..., Params], text: str) -> None:
+    with pytest.raises(LopsideError, match=r"params.yaml: is not YAML: \S"):
+        load(text=text)
+
+
 def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_bytes(b"enc: \xff\xfe\n")
     with pytest.raises(LopsideError, match="not UTF-8"):

@@ -280,7 +280,7 @@ def load_params(path: str | Path = "params.yaml") -> Params:
         raise LopsideError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise LopsideError(f"{path}: cannot be read: it is not UTF-8 text") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # PyYAML fails over 2020-13-45 with ValueError
         raise LopsideError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
     faults: list[str] = []
     params = _read(Params, raw, "", faults)
