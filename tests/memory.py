@@ -12,6 +12,7 @@ import os
 import struct
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 SMALL = {"vocab_size": 4000, "d_model": 512, "d_kv": 64, "d_ff": 1024, "num_heads": 8, "num_layers": 6}
@@ -20,21 +21,26 @@ FLAN_T5_LARGE = {"vocab_size": 32128, "d_model": 1024, "d_kv": 64, "d_ff": 2816,
 
 # Prunes a small model first, so that what is imported and set up once does not count.
 MEASURE = """
-import sys
+import os, sys
 from pathlib import Path
 from lopside.pruning import prune
 
-small, source, target, *kept = sys.argv[1:]
-encoder, decoder = (range(int(count)) for count in kept)
+small, source, target, *counts = sys.argv[1:]
 prune(small, target + "-small", (0,), (1,))
 
 def resident(name):
     return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if name in line)
 
-Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-before = resident("VmRSS")
-prune(source, target, tuple(encoder), tuple(decoder))
-print((resident("VmHWM") - before) * 1024 / (Path(source) / "model.safetensors").stat().st_size)
+for kept in counts:  # each in a fork, to which the memory of the others is unknown
+    child = os.fork()
+    if child == 0:
+        encoder, decoder = map(int, kept.split("-"))
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        before = resident("VmRSS")
+        prune(source, f"{target}-{kept}", range(encoder), range(decoder))
+        print((resident("VmHWM") - before) * 1024 / (Path(source) / "model.safetensors").stat().st_size)
+        sys.exit()
+    assert os.waitpid(child, 0)[1] == 0
 """
 
 
@@ -75,9 +81,9 @@ def write_t5(folder: Path, shape: dict[str, int]) -> None:
     (folder / "config.json").write_text(json.dumps(config | {"num_decoder_layers": shape["num_layers"]}))
 
 
-def peak(small: Path, source: Path, target: Path, encoder: int, decoder: int) -> float:
-    """Peak memory of pruning ``source`` to its first layers, over the size of its weights file."""
-    arguments = [str(small), str(source), str(target), str(encoder), str(decoder)]
+def peaks(small: Path, source: Path, target: Path, counts: Sequence[tuple[int, int]]) -> list[float]:
+    """Peak memory of pruning ``source`` to its first layers, so many, over the size of its weights file."""
+    arguments = [str(small), str(source), str(target), *(f"{encoder}-{decoder}" for encoder, decoder in counts)]
     run = subprocess.run(
         [sys.executable, "-c", MEASURE, *arguments],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
@@ -85,7 +91,7 @@ def peak(small: Path, source: Path, target: Path, encoder: int, decoder: int) ->
         text=True,
     )
     assert run.returncode == 0, run.stderr
-    return float(run.stdout)
+    return [float(line) for line in run.stdout.splitlines()]
 
 
 def main() -> None:
@@ -98,9 +104,9 @@ def main() -> None:
     write_t5(small, SMALL | {"vocab_size": 100, "d_model": 64, "d_ff": 64})
     write_t5(source, shape)
     layers = shape["num_layers"]
-    for encoder, decoder in ((layers, layers), (layers, layers // 6)):
-        target = arguments.folder / f"pruned-{encoder}-{decoder}"
-        share = peak(small, source, target, encoder, decoder)
+    counts = [(layers, layers), (layers, layers // 6)]
+    shares = peaks(small, source, arguments.folder / "pruned", counts)
+    for (encoder, decoder), share in zip(counts, shares, strict=True):
         print(f"{encoder} + {decoder} of {layers} + {layers} layers: {share:.2f}")
 
 

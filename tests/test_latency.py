@@ -252,6 +252,7 @@ def test_the_check_on_a_real_model_runs(
     tiny_bart: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What it finds is not judged: on a tiny model and in so short a time that is noise."""
+    monkeypatch.setattr(timer_check, "NEW_TOKENS", 4)
     monkeypatch.setattr(
         "sys.argv", ["", "--model", str(tiny_bart), "--runs", "2", "--seconds", "0.01", "--threads", "1"]
     )

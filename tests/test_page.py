@@ -45,9 +45,30 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_page_has_all_its_parts_and_pictures(folder: Path) -> None:
-    drawn = write_report(history(), folder / "report")
-    text = (folder / "report/report.md").read_text()
+@pytest.fixture
+def unrendered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are composed, but no PNG is made of them: for tests of what is written."""
+
+    def save(figure: Any, path: str | Path) -> None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_bytes(b"\x89PNG")
+
+    monkeypatch.setattr(pictures, "save", save)
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]:
+    """The folder of the report on `history`, and what was drawn; only to be looked at."""
+    folder = tmp_path_factory.mktemp("reported")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("GIT_CEILING_DIRECTORIES", str(folder.parent))
+        return folder / "report", write_report(history(), folder / "report")
+
+
+def test_the_page_has_all_its_parts_and_pictures(reported: tuple[Path, list[Path]]) -> None:
+    folder, drawn = reported
+    text = (folder / "report.md").read_text()
     for heading in (
         "# What lopside measured",
         "## The paper's claims",
@@ -79,9 +100,9 @@ def test_equal_rows_make_equal_files(folder: Path) -> None:
     assert all((folder / "one" / name).read_bytes() == (folder / "two" / name).read_bytes() for name in names)
 
 
-def test_the_html_needs_no_other_file(folder: Path) -> None:
-    drawn = write_report(history(), folder / "report")
-    page = (folder / "report/report.html").read_text()
+def test_the_html_needs_no_other_file(reported: tuple[Path, list[Path]]) -> None:
+    folder, drawn = reported
+    page = (folder / "report.html").read_text()
     sources = re.findall(r'src="([^"]{0,30})', page)
     assert len(sources) == len(drawn)
     assert all(source.startswith("data:image/png;base64,") for source in sources)
@@ -131,6 +152,7 @@ def test_where_no_cell_was_timed_nothing_is_drawn(monkeypatch: pytest.MonkeyPatc
     assert list(front.get_xdata()) == []
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_rows_of_two_machines_never_share_a_picture(folder: Path) -> None:
     drawn = write_report([row(6, 1, -1, 2), row(6, 3, -1, 2), row(6, 1, -1, 3, machine="another")], folder / "report")
     text = (folder / "report/report.md").read_text()
@@ -144,6 +166,7 @@ def test_rows_of_two_machines_never_share_a_picture(folder: Path) -> None:
     assert [path.name for path in drawn if "tradeoff" in path.name] == ["tradeoff-fixed.png", "2-tradeoff-fixed.png"]
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_figures_that_are_missing_are_left_empty(folder: Path) -> None:
     bare = [
         replace(
@@ -156,6 +179,7 @@ def test_figures_that_are_missing_are_left_empty(folder: Path) -> None:
     assert "| 6-1 | 0 | 20.0 M |  | 17.50 | -2.50 [-3.00, -2.00] |  |  |" in (folder / "report/report.md").read_text()
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_documents_are_shown_as_they_are(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nasty = "<script>alert(1)</script> | `a` *b* [x](http://x.org) <http://y.org> $z$ &amp;\n# heading"
     example = Example(nasty, nasty, nasty, "", {"dense": 12.34, "pruned": 0.0})
@@ -170,6 +194,7 @@ def test_documents_are_shown_as_they_are(folder: Path, monkeypatch: pytest.Monke
     assert "<script" not in page
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_without_the_cache_the_examples_are_left_out_with_a_sentence(folder: Path) -> None:
     write_report(history()[:1], folder / "report")
     said = "Left out: the summaries of e6-d6-uniform-s0-abc1234 cannot be read here (there is no commit "
@@ -206,6 +231,7 @@ def test_plain_text_is_one_line_of_markdown_that_shows_as_it_is() -> None:
     assert "<p>&lt;b&gt;d&lt;/b&gt;</p>" in to_html("<b>d</b>", Path())
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_the_command_writes_the_page_and_copies_the_pictures(folder: Path) -> None:
     write_history(history()[:3])
     result = CliRunner().invoke(main, ["report", "--pictures", "docs"])
@@ -254,12 +280,12 @@ def test_five_hundred_rows_take_seconds_and_no_model_library(folder: Path) -> No
     assert float(seconds) < 10, f"{seconds} s of CPU, {time.monotonic() - begun:.1f} s in all"
 
 
-def test_a_browser_shows_all_of_it(folder: Path) -> None:
+def test_a_browser_shows_all_of_it(folder: Path, reported: tuple[Path, list[Path]]) -> None:
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if not browser:
         pytest.skip("no chromium is installed (Debian: apt install chromium)")
-    drawn = write_report(history(), folder / "report")
-    page = (folder / "report/report.html").read_text()
+    report, drawn = reported
+    page = (report / "report.html").read_text()
     # The browser writes into the title what it sees.
     look = """
         <script>document.title = [

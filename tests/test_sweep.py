@@ -91,12 +91,17 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return project
 
 
+def copy_of(swept: Path, folder: Path) -> Path:
+    """The project in another place, without what DVC and sweeps remember beside git and the cache."""
+    shutil.copytree(swept, folder, symlinks=True)
+    shutil.rmtree(folder / ".dvc/tmp")
+    return folder
+
+
 @pytest.fixture
 def project(swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of it to be in."""
-    copy = tmp_path / "project"
-    shutil.copytree(swept, copy, symlinks=True)
-    shutil.rmtree(copy / ".dvc/tmp")
+    copy = copy_of(swept, tmp_path / "project")
     monkeypatch.chdir(copy)
     return copy
 
@@ -160,9 +165,9 @@ def settled(rows: list[Row]) -> list[tuple[Any, ...]]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Any, ...]]:
-    """The history of a sweep of four cells that nothing stopped."""
-    project = cheap_pipeline.make(tmp_path_factory.mktemp("undisturbed") / "project")
+def undisturbed(swept: Path, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Any, ...]]:
+    """The history of a sweep of four cells, three of them done before, that nothing stopped."""
+    project = copy_of(swept, tmp_path_factory.mktemp("undisturbed") / "project")
     assert sweep(project, FOUR)[0] == 0
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(project)

@@ -22,6 +22,7 @@ from lopside.pairs import Call, Done, Timing, WallClock, time_pairs, warm_up
 DELAY = 0.25
 """Of the call's own time."""
 TOLERANCE = 0.1
+SOURCE_TOKENS, NEW_TOKENS = 512, 64
 DOCUMENT = "Return the lines of a file as a list of strings, or raise an error where the file cannot be read."
 
 
@@ -62,7 +63,7 @@ def main() -> None:
 
 
 def prepare(folder: Path) -> Call:
-    """One document of 512 tokens, or as many as the model takes, to a summary of 64."""
+    """One document of SOURCE_TOKENS, or as many as the model takes, to a summary of NEW_TOKENS."""
     from lopside.models import load_model, load_tokenizer, read_config
     from lopside.workloads import choose_clock, fixed, transformers_calls
 
@@ -72,8 +73,8 @@ def prepare(folder: Path) -> Call:
     device = choose_device("cpu")
     dtype = choose_dtype("auto", device)
     tokenizer = load_tokenizer(folder)
-    source_tokens = min(512, positions(read_config(folder), "encoder") or 512)
-    setting = fixed(tokenizer, [DOCUMENT], size=1, source_tokens=source_tokens, new_tokens=64)
+    source_tokens = min(SOURCE_TOKENS, positions(read_config(folder), "encoder") or SOURCE_TOKENS)
+    setting = fixed(tokenizer, [DOCUMENT], size=1, source_tokens=source_tokens, new_tokens=NEW_TOKENS)
     model = load_model(folder, dtype=getattr(torch, dtype), device=device)
     print(f"{folder} on {device} in {dtype}, {torch.get_num_threads()} threads", flush=True)
     return transformers_calls(model, tokenizer.pad_token_id, choose_clock(device))(setting, 1)
