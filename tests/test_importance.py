@@ -147,9 +147,7 @@ def test_families_of_another_make_are_measured_too(name: str, stack: Stack, tmp_
     (family,) = (family for family in FAMILIES if family.name == name)
     save(build(family), tmp_path / "model")
     model, letters = load_model(tmp_path / "model"), Letters()
-    # In FSMT's decoder padding behind a target changes its states (transformers 5.23), so there targets are as long.
-    documents = ["the river rose in may", "the sun"]
-    summaries = ["river rose", "sunny days" if name == "fsmt" else "sun"]
+    documents, summaries = ["the river rose in may", "the sun"], ["river rose", "sun"]
 
     def measured(part: slice, measure: str) -> Ranking:
         given: Any = (model, letters, documents[part], summaries[part], stack, 5)

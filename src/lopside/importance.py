@@ -98,8 +98,8 @@ def rank_layers(
     with torch.inference_mode():
         batches = list(_batches(model, tokenizer, documents, summaries, max_source_tokens, max_target_tokens))
         if stack == "decoder":  # what the encoder says is the same every time
-            for batch in batches:
-                batch["encoder_outputs"] = model.get_encoder()(batch.pop("input_ids"), batch["attention_mask"])
+            for batch in batches:  # input_ids stay: without them FSMT would leave out the decoder's causal mask
+                batch["encoder_outputs"] = model.get_encoder()(batch["input_ids"], batch["attention_mask"])
         whole = loss(layers)
         left, removed, scores = list(layers), list[int](), list[dict[int, float]]()
         while len(left) > count:
