@@ -18,7 +18,7 @@ from tests.conftest import TEXTS
 from tests.families import FAMILIES, build, save
 
 DOCUMENTS, SUMMARIES = list(TEXTS), [text.split(",")[0] for text in reversed(TEXTS)]
-LENGTHS = {"max_source_tokens": 30, "max_target_tokens": 20}
+LENGTHS: dict[str, Any] = {"max_source_tokens": 30, "max_target_tokens": 20}
 
 
 def rank(folder: Path, stack: Stack, measure: str = "loss", count: int = 1) -> Ranking:
