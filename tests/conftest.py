@@ -3,7 +3,6 @@
 The fixtures last for the whole run: copy a folder before you change it.
 """
 
-import gc
 import io
 import json
 import os
@@ -57,12 +56,6 @@ _TINY: dict[str, Any] = {
     "decoder_ffn_dim": 24,
     "max_position_embeddings": 128,
 }
-
-
-def pytest_collection_finish() -> None:
-    """What was imported stays: it need not be gone through again whenever garbage is collected."""
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.fixture

@@ -44,8 +44,11 @@ class Ranking:
     """For each round the scores of the layers that were still there: the lowest goes, the first of equals."""
     removed: tuple[int, ...]
     """Layers in the order in which they go, the least important first."""
-    kept: tuple[int, ...]
-    """Those that stay, sorted."""
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """The layers that stay, sorted."""
+        return tuple(layer for layer in sorted(self.scores[0]) if layer not in self.removed)
 
 
 def rank_layers(
@@ -88,7 +91,8 @@ def rank_layers(
     layers = range(len(blocks_of(model, spec)))
     if not 1 <= count < len(layers):
         raise LopsideError(f"{count} of {len(layers)} {stack} layers cannot be chosen: 1 to {len(layers) - 1} can")
-    total = _passes(len(layers), count, measure)
+    rounds = 1 if count == 1 else len(layers) - count
+    total = 1 + (sum(range(len(layers), len(layers) - rounds, -1)) if measure == "loss" else rounds)
     passes = iter(progress(range(total), total, f"measure {stack} layers"))
 
     def loss(kept: Sequence[int]) -> float:
@@ -102,7 +106,7 @@ def rank_layers(
                 batch["encoder_outputs"] = model.get_encoder()(batch["input_ids"], batch["attention_mask"])
         whole = loss(layers)
         left, removed, scores = list(layers), list[int](), list[dict[int, float]]()
-        while len(left) > count:
+        for _ in range(rounds):
             if measure == "loss":
                 found = {layer: loss([other for other in left if other != layer]) for layer in left}
             else:
@@ -113,13 +117,7 @@ def rank_layers(
             removed += going[:-1] if count == 1 else going[:1]
             left = [layer for layer in layers if layer not in removed]
         next(passes, None)  # lets the progress say that it is through
-    return Ranking(measure, whole, tuple(scores), tuple(removed), tuple(left))
-
-
-def _passes(layers: int, count: int, measure: str) -> int:
-    """Passes over the calibration documents: one for the whole, then those of each round."""
-    rounds = range(layers, (layers - 1 if count == 1 else count), -1)
-    return 1 + (sum(rounds) if measure == "loss" else len(rounds))
+    return Ranking(measure, whole, tuple(scores), tuple(removed))
 
 
 def _batches(
