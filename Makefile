@@ -21,9 +21,9 @@ repro: install ## run the pipeline: dvc repro
 sweep: install ## run a grid of experiments (GRID=paper|full|reduced|6-1,3-3 SEEDS=3): lopside sweep
 	$(BIN)/lopside sweep $(or $(GRID),paper) --seeds $(or $(SEEDS),1)
 
-# A file's tests stay in one process, for its fixtures; in the order of names, as the largest files are not the slowest.
-test: install ## run all tests, as many at a time as there are cores
-	$(BIN)/python -m pytest --numprocesses logical --dist loadfile --no-loadscope-reorder
+# A file's tests stay in one process, for its fixtures; in the order of tests/conftest.py, not the largest files first.
+test: install ## run all tests, one process more than there are cores
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 bench: install ## time the workflow itself against the plain recipe, about ten minutes
 	$(BIN)/python -m tests.bench

@@ -25,6 +25,19 @@ settings.load_profile("lopside")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+SLOWEST = ("test_sweep.py", "test_own_data.py", "test_repro.py", "test_families.py")
+"""Files of a minute and more. They begin first, as a file's tests stay in one process and the others fill the gaps."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: SLOWEST.index(item.path.name) if item.path.name in SLOWEST else len(SLOWEST))
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: tests of sweeps spend much of their time waiting for DVC's queue."""
+    return (os.cpu_count() or 1) + 1
+
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 

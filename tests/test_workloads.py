@@ -106,11 +106,12 @@ def test_paper_takes_the_first_documents_cut_without_mask(folder: Path, monkeypa
 
 
 @EACH_FAMILY
-def test_natural_is_what_generate_does(folder: Path) -> None:
+@pytest.mark.parametrize("beams", [1, 2])
+def test_natural_is_what_generate_does(folder: Path, beams: int) -> None:
     """The same rows and masks, and as many tokens as `generate` counts, for each batch of documents in turn."""
     tokenizer = load_tokenizer(folder)
     inputs = Inputs("tl: ", 12, 8)
-    setting = natural(tokenizer, DOCUMENTS, inputs, new_tokens=8, beams=2)
+    setting = natural(tokenizer, DOCUMENTS, inputs, new_tokens=8, beams=beams)
     sources = [tokenizer(text, truncation=True, max_length=12)["input_ids"] for text in inputs.sources(DOCUMENTS)]
     assert sorted(map(list, setting.rows)) == sorted(sources)
     assert len({len(row) for row in sources}) > 1
@@ -119,6 +120,7 @@ def test_natural_is_what_generate_does(folder: Path) -> None:
     by_row = dict(zip(map(tuple, sources), inputs.sources(DOCUMENTS), strict=True))
     spied = Spied(folder)
     call = spied.call(setting, 2)
+    assert setting.leaving is (beams == 1)
     for number in (0, 1, 0):
         rows = setting.batches(2)[number]
         spied.masks.clear()
@@ -129,7 +131,7 @@ def test_natural_is_what_generate_does(folder: Path) -> None:
             [by_row[tuple(row)] for row in rows],
             max_source_tokens=12,
             max_new_tokens=8,
-            num_beams=2,
+            num_beams=beams,
         )
         assert done is not None
         assert done.tokens == sum(each.tokens for each in generated)

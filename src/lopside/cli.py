@@ -1,6 +1,7 @@
 """What every stage's command has in common: read params.yaml, say faults in one line, no traceback."""
 
 import errno
+import gc
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -27,6 +28,7 @@ def stage(*arguments: Callable[[Any], Any] | Callable[..., None]) -> Any:
 def _command(main: Callable[..., None], arguments: tuple[Callable[[Any], Any], ...]) -> click.Command:
     @wraps(main)
     def run(**given: Any) -> None:
+        gc.set_threshold(10_000)  # importing torch and transformers makes millions of objects, none of them garbage
         try:
             main(load_params(), **given)
         except LopsideError as error:

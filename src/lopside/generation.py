@@ -76,6 +76,8 @@ class Transformers:
     def answer(self, sources: Sequence[Sequence[int]], max_new_tokens: int, num_beams: int) -> list[list[int]]:
         import torch
 
+        from lopside.decoding import greedy
+
         longest = max(map(len, sources))
         padded = [[*source, *[self.pad] * (longest - len(source))] for source in sources]
         mask = [[1] * len(source) + [0] * (longest - len(source)) for source in sources]
@@ -85,6 +87,7 @@ class Transformers:
                 input_ids=torch.tensor(padded, device=self.model.device),
                 attention_mask=torch.tensor(mask, device=self.model.device),
                 generation_config=settings,
+                custom_generate=greedy if num_beams == 1 else None,
             )
             return [written_tokens(row, settings) for row in rows.tolist()]
 

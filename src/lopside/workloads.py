@@ -45,6 +45,8 @@ class Setting:
     fresh: bool = False
     """Whether each call takes the next documents; else all take the first ones."""
     beams: int = 1
+    leaving: bool = False
+    """Whether what has ended leaves the batch, as in `generate`, or is computed on as long as the longest."""
 
     def batches(self, size: int) -> list[list[Sequence[int]]]:
         """The batches of this many rows that calls take in turn. What is lacking is filled up from the first rows."""
@@ -86,7 +88,7 @@ def natural(
     """
     chosen = random.Random(0).sample(list(documents), min(len(documents), NATURAL_DOCUMENTS))
     rows = tokenizer(inputs.sources(chosen), truncation=True, max_length=inputs.max_source_tokens)["input_ids"]
-    return Setting("natural", rows, new_tokens, fresh=True, beams=beams)
+    return Setting("natural", rows, new_tokens, fresh=True, beams=beams, leaving=beams == 1)
 
 
 def source_rows(
@@ -156,6 +158,8 @@ def transformers_calls(model: PreTrainedModel, pad: int, clock: Clock) -> Prepar
     """
     import torch
 
+    from lopside.decoding import greedy
+
     marks = _Marks(model, clock)
 
     def prepare(setting: Setting, size: int) -> Call:
@@ -163,13 +167,14 @@ def transformers_calls(model: PreTrainedModel, pad: int, clock: Clock) -> Prepar
         given = int(settings.forced_bos_token_id is not None)
         settings.min_new_tokens = setting.new_tokens if setting.forced else None
         batches = cycle([_padded(rows, pad, setting.masked, model.device) for rows in setting.batches(size)])
+        how: Any = {"generation_config": settings, "custom_generate": greedy if setting.leaving else None}
 
         def call() -> Done:
             batch = next(batches)
             model.generation_config = settings
             marks.begin()
             with torch.inference_mode():
-                outputs: Any = model.generate(**batch, generation_config=settings)  # type: ignore[operator]
+                outputs: Any = model.generate(**batch, **how)  # type: ignore[operator]
             generated = outputs.shape[1] - 1  # the start token is not generated
             if setting.forced and generated != setting.new_tokens:
                 raise RuntimeError(f"{generated} tokens were generated where {setting.new_tokens} were forced")
