@@ -135,7 +135,7 @@ def test_batches_are_grouped_by_source_and_then_by_target(
             super().__init__(*arguments, **options)
 
     monkeypatch.setattr("transformers.trainer.LengthGroupedSampler", Recorded)
-    run(tiny_bart, tmp_path, max_steps=1, evaluations=1)
+    run(tiny_bart, tmp_path, max_steps=3, evaluations=1)
 
     tokenizer = load_tokenizer(tiny_bart)
     lengths = [
@@ -146,3 +146,25 @@ def test_batches_are_grouped_by_source_and_then_by_target(
     assert sorted(range(10), key=lambda row: keys[row]) == sorted(
         range(10), key=lambda row: (lengths[0][row], lengths[1][row])
     )
+
+
+def test_a_part_of_an_epoch_is_a_sample_of_it_by_seed(
+    tiny_bart: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of documents of any length; the Trainer's own order would begin with the longest."""
+    tokenizer, read = load_tokenizer(tiny_bart), list[set[str]]()
+    real = Seq2SeqTrainer.training_step
+
+    def step(self: Any, model: Any, inputs: Any, *args: Any) -> Any:
+        read[-1].update(tokenizer.batch_decode(inputs["input_ids"], skip_special_tokens=True))
+        return real(self, model, inputs, *args)
+
+    monkeypatch.setattr(Seq2SeqTrainer, "training_step", step)
+    settings = dataclasses.replace(SETTINGS, max_steps=5, evaluations=1)
+    inputs = dataclasses.replace(INPUTS, max_source_tokens=100)
+    for seed in (0, 0, 1):
+        read.append(set())
+        finetune(tiny_bart, tmp_path / "model", tmp_path / "c.csv", pairs(99), pairs(3), settings, inputs, seed, "cpu")
+    assert [len(texts) for texts in read] == [20, 20, 20]
+    assert read[0] == read[1] != read[2]
+    assert {text.count("It is not copied.") for text in read[0]} == {0, 1, 2}

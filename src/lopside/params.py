@@ -164,7 +164,7 @@ class KeepParams:
 class TrainParams:
     dtype: Annotated[str, Rule("precision of forward and backward; auto: what this machine does fast", one_of=DTYPES)]
     epochs: Annotated[float, Rule("passes over the training split, used when max_steps is 0", above=0)]
-    max_steps: Annotated[int, Rule("optimiser steps; 0: whole epochs instead", at_least=0)]
+    max_steps: Annotated[int, Rule("optimiser steps, over a sample if short; 0: whole epochs instead", at_least=0)]
     batch_size: Annotated[int, Rule("pairs a step", at_least=1)]
     learning_rate: Annotated[float, Rule("peak step size of AdamW", above=0)]
     scheduler: Annotated[str, Rule("course of the learning rate after its warm-up", one_of=SCHEDULERS)]

@@ -60,7 +60,7 @@ def finetune(
         target: folder to write: weights, configs, tokenizer (and ``lopside.json`` where there is one).
         curve: CSV file to write, columns ``CURVE_COLUMNS``: mean training loss since the row before, loss per token
             and greedy ROUGE-2 (0 to 100) on the first ``settings.evaluation_documents`` of ``validation``.
-        train: columns ``document`` and ``summary``.
+        train: columns ``document`` and ``summary``. Where the steps need fewer pairs, a sample by ``seed`` is taken.
         validation: likewise.
         settings: see params.yaml, group ``train``.
         inputs: the prefix of documents, and where they and references are cut, in tokens.
@@ -75,6 +75,9 @@ def finetune(
     model.train()
     validation = validation.iloc[: settings.evaluation_documents]
     steps = settings.max_steps or math.ceil(settings.epochs * math.ceil(len(train) / settings.batch_size))
+    if steps * settings.batch_size < len(train):
+        # Grouped by length, a part of an epoch would be long documents alone: the Trainer begins with the longest.
+        train = train.sample(steps * settings.batch_size, random_state=seed)
     every = max(1, math.ceil(steps / settings.evaluations))
     checkpoints = _checkpoint_folder(source, target, train, settings, inputs, seed)
     bfloat16 = choose_dtype(settings.dtype, device) == "bfloat16"
