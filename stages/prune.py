@@ -1,6 +1,7 @@
 """Keep some layers of the parent: the pruned model, before it is fine-tuned."""
 
 import csv
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from lopside.architectures import layer_counts
 from lopside.cli import stage
+from lopside.errors import LopsideError
 from lopside.files import new_file
 from lopside.models import read_config
 from lopside.params import Params
@@ -55,7 +57,11 @@ def main(params: Params) -> None:
     )
     parameters = record.pruned.parameters
     if params.keep.vocabulary == "task":
-        parameters -= _trim(params)
+        try:
+            parameters -= _trim(params)
+        except LopsideError:
+            shutil.rmtree(TARGET)  # whole, but not what was asked for
+            raise
     _write_plot(layers, kept, rankings)
     for stack in layers:
         print(f"{stack} keeps {_some(kept[stack])} of {layers[stack]} layers")

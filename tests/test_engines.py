@@ -4,6 +4,7 @@ import importlib.util
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,36 @@ def test_transformers_runs_the_model_folder_itself(tiny_bart: Path, tmp_path: Pa
     assert [path.name for path in (tmp_path / "exported").iterdir()] == ["engine.json"]
     assert load_engine(tiny_bart, tmp_path / "exported", "cpu").name == "transformers bfloat16"
     assert baseline(tiny_bart, "cpu").name == "transformers float32"
+
+
+@pytest.mark.parametrize("model_type", ["bart", "t5"])
+def test_compiled_gives_the_summaries_of_transformers(
+    model_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The decoder is compiled whole; backend ``eager`` leaves out the C++ code, whose making takes half a minute."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    whole, model = model_of(model_type, tmp_path / "whole"), tmp_path / "model"
+    prune(whole, model, encoder_kept=[0], decoder_kept=[5])
+    export(model, tmp_path / "exported", "compile", "float32")
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    engine = load_engine(model, tmp_path / "exported", "cpu")
+    assert engine.name == "compile float32"
+    limits: Any = {"max_source_tokens": 24, "max_new_tokens": 8}
+    expected, found = (
+        summarise(each, load_tokenizer(model), DOCUMENTS, **limits, batch_size=5)
+        for each in (baseline(model, "cpu"), engine)
+    )
+    assert found == expected
+    compiled = torch._dynamo.utils.counters["frames"]
+    assert 0 < compiled["ok"] == compiled["total"]
+
+
+def test_compiling_needs_a_compiler(tiny_bart: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(LopsideError, match=r"engine: compile needs a C\+\+ compiler; there is no no-such-compiler"):
+        export(tiny_bart, tmp_path / "exported", "compile", "float32")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

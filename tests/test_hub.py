@@ -153,6 +153,18 @@ def test_what_is_in_the_cache_needs_no_hub(
     assert len(server.asked) == asked
 
 
+def test_data_alone_may_be_offline(server: Server, hub: Hub, tiny_t5: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.repository("model", ID).commit(files_of(tiny_t5))
+    put_news(server)
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    with pytest.raises(
+        LopsideError, match=r"dataset: abisee/cnn_dailymail: is not in the cache, and HF_HUB_OFFLINE, or"
+    ):
+        make_tables("cnn_dailymail", hub=hub)
+    assert not server.asked
+    hub.fetch_model(ID)
+
+
 def test_a_token_opens_what_is_private_and_is_said_nowhere(
     server: Server, hub: Hub, tiny_t5: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:

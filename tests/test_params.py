@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from lopside import models, selection
 from lopside.errors import LopsideError
-from lopside.params import DATASETS, MEASURES, MODELS, STRATEGIES, UNITS, Params, leaf_keys, load_params
+from lopside.params import BUILT_IN, DATASETS, MEASURES, MODELS, STRATEGIES, UNITS, Params, leaf_keys, load_params
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = (ROOT / "params.yaml").read_text()
@@ -95,6 +95,7 @@ def test_names_are_those_that_the_modules_define() -> None:
     assert (*models.BUILT_IN, *known.HUB_MODELS) == MODELS
     assert tuple(known.DATASETS) == DATASETS
     assert {name for name, each in known.DATASETS.items() if not each.hub_id} == set(sources.BUILT_IN)
+    assert set(BUILT_IN) == set(sources.BUILT_IN)
     assert tuple(selection.STRATEGIES) == STRATEGIES
     assert tuple(selection.UNITS) == UNITS
     assert tuple(importance.MEASURES) == MEASURES
@@ -260,7 +261,6 @@ def test_explicit_lists_are_increasing_and_not_negative(load: Callable[..., Para
         ("dataset", "data/mine.jsonl.gz"),
         ("data.prefix", "summarize: "),
         ("data.prefix", ""),
-        ("data.revision", "refs/convert/parquet"),
         ("data.max_source_tokens", 0),
         ("data.max_source_tokens", 4),
     ],
@@ -337,3 +337,14 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(LopsideError, match=r"nowhere.yaml: cannot be read: No such file"):
         load_params(tmp_path / "nowhere.yaml")
+
+
+def test_what_a_built_in_set_has_none_of_is_refused(load: Callable[..., Params]) -> None:
+    given: dict[str, object] = {"data.revision": "main", "data.config": "3.0.0", "data.columns.body": "text"}
+    faults = faults_of(load, given)
+    assert faults == [
+        f'{key}: "{value}" is refused; allowed: nothing, as docstrings is built in' for key, value in given.items()
+    ]
+    given["data.revision"] = "refs/convert/parquet"
+    data = load(given | {"dataset": "./mine.jsonl"}).data
+    assert (data.revision, data.config, data.columns.body) == tuple(given.values())

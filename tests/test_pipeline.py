@@ -1,6 +1,7 @@
 """The pipeline as a whole: dvc.yaml against the code, and bad input."""
 
 import ast
+import errno
 import json
 import re
 import shutil
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from click.testing import Result
+from safetensors import SafetensorError
 
 from lopside import tables
 from lopside.params import leaf_keys
@@ -312,3 +314,26 @@ def test_a_full_disk_is_said_in_one_line_and_leaves_nothing(folder: Path, monkey
     assert (result.exit_code, result.exception.__class__) == (1, SystemExit)
     assert re.fullmatch(r"error: .*: no space is left on the disk\n", result.stderr)
     assert files_in(folder) == {"params.yaml", "mine.jsonl", "data"}
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "mine.csv"), "mine.csv: cannot be used: permission denied"),
+        (SafetensorError("I/O error: No space left on device (os error 28)"), "a file: cannot be written: no space is"),
+        (ValueError("a fault of ours"), None),
+        (SafetensorError("Error while deserializing header"), None),
+    ],
+)
+def test_faults_of_files_are_one_line_and_others_keep_their_traceback(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception, said: str | None
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise fault
+
+    monkeypatch.setattr("stages.prune.read_config", fail)
+    result = invoke("prune")
+    if said:
+        assert_refused(result, said)
+    else:
+        assert result.exception is fault

@@ -490,7 +490,7 @@ def test_importance_decides_and_is_written_down(workspace: Path, measure: str, m
     assert plot["importance"].isna().tolist() == [True] * 6 + [False] * 6
 
 
-def test_the_vocabulary_is_trimmed_to_the_training_split(workspace: Path) -> None:
+def test_the_vocabulary_is_trimmed_to_the_training_split(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from stages import prune as prune_stage
 
     shutil.copytree("models/docs-bart-mini", "outputs/parent")
@@ -509,6 +509,15 @@ def test_the_vocabulary_is_trimmed_to_the_training_split(workspace: Path) -> Non
     parameters = load_model(Path("outputs/prune")).num_parameters()
     assert f"parameters become {parameters:,}" in done.output
     assert record["pruned"]["parameters"] == parameters
+
+    def refuse(*_: Any) -> None:
+        raise LopsideError("keep.vocabulary: task is refused: its tokenizer is of the kind 'WordLevel'")
+
+    monkeypatch.setattr("lopside.vocabulary.trim_vocabulary", refuse)
+    refused = CliRunner().invoke(prune_stage.main)
+    assert refused.exit_code == 1
+    assert "of the kind 'WordLevel'" in refused.output
+    assert not Path("outputs/prune").exists()  # not the model with all its tokens either
 
 
 def test_parent_without_weights_is_one_line(workspace: Path) -> None:

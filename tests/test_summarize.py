@@ -138,6 +138,7 @@ def test_an_engine_and_a_folder_that_was_exported_for_it(tmp_path: Path, tiny_ba
         ),
         ("odd.csv", "a,b\n1,2\n", ["--column=c"], "--column: there is no column c; odd.csv has the columns a, b"),
         ("odd.jsonl", '{"text": 1}\n', [], "odd.jsonl, line or row 1: text is not text but int"),
+        ("odd.jsonl", '{"id": 1, "text": "a"}\n{"text": "b"}\n', [], "odd.jsonl, line or row 2: has no id, as others"),
         ("a.txt", "a\n", ["--column=c"], "--column: 'c' is refused"),
         ("a.txt", "a\n", ["--dtype=int8"], "dtype: int8 is refused; engine transformers computes in"),
         ("a.txt", "a\n", ["--out=nowhere/out"], "nowhere/out: there is no folder nowhere"),

@@ -2,6 +2,8 @@
 
 import errno
 import gc
+import os
+import re
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -17,8 +19,8 @@ def stage(*arguments: Callable[[Any], Any] | Callable[..., None]) -> Any:
     """Turn ``main(params, ...)`` into a click command.
 
     Use bare (``@stage``) or with click decorators (``@stage(click.argument("side"))``). The command reads and
-    validates params.yaml before anything else; a :class:`LopsideError` or a full disk becomes one message on stderr and
-    exit status 1.
+    validates params.yaml before anything else; a :class:`LopsideError`, a full disk or a file without permission
+    becomes one message on stderr and exit status 1.
     """
     if len(arguments) == 1 and getattr(arguments[0], "__name__", None) == "main":
         return _command(arguments[0], ())
@@ -34,14 +36,26 @@ def _command(main: Callable[..., None], arguments: tuple[Callable[[Any], Any], .
         except LopsideError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(1)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        except Exception as error:
+            fault = _fault_of_files(error)
+            if fault is None:
                 raise
-            print(
-                f"error: {error.filename or 'a file'}: cannot be written: no space is left on the disk", file=sys.stderr
-            )
+            print(f"error: {fault}", file=sys.stderr)
             sys.exit(1)
 
     for argument in reversed(arguments):
         run = argument(run)
     return click.command(context_settings={"help_option_names": ["-h", "--help"]})(run)
+
+
+def _fault_of_files(error: Exception) -> str | None:
+    """One line about a disk that is full or a file that others own; None for any other fault."""
+    number, name = getattr(error, "errno", None), getattr(error, "filename", None) or "a file"
+    if type(error).__name__ == "SafetensorError":  # it has the number in its text alone
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        number = int(found[1]) if found else None
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return f"{name}: cannot be written: no space is left on the disk"
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{name}: cannot be used: {os.strerror(number).lower()}"
+    return None

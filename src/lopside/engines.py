@@ -1,4 +1,4 @@
-"""What computes a model's answers: transformers itself, or CTranslate2, which serves faster.
+"""What computes a model's answers: transformers itself, the same compiled, or CTranslate2, which serves faster.
 
 An engine takes token ids and gives token ids, so that tokenizers, batches and order are the same for all
 (`lopside.generation`). CTranslate2 wants the weights in files of its own, so a model is exported first.
@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,7 +26,11 @@ from lopside.models import GENERATION_CONFIG, copy_companions, load_model, load_
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-DTYPES = {"transformers": ("auto", "float32", "bfloat16"), "ctranslate2": ("float32", "int8")}
+DTYPES = {
+    "transformers": ("auto", "float32", "bfloat16"),
+    "compile": ("auto", "float32", "bfloat16"),
+    "ctranslate2": ("float32", "int8"),
+}
 """Engine -> the precisions it computes in. int8: weights and products of matrices; the rest is float32."""
 
 CTRANSLATE2_FAMILIES = ("bart", "m2m_100", "marian", "mbart", "mt5", "pegasus", "t5")
@@ -38,7 +45,7 @@ FILES = "ctranslate2"
 def export(model: Path, target: Path, engine: str, dtype: str) -> None:
     """Write to folder ``target`` what ``engine`` needs of the model in folder ``model`` to run in ``dtype``.
 
-    For transformers that is a note which precision was asked for: it runs the model folder itself.
+    For transformers, compiled or not, that is a note which precision was asked for: it runs the model folder itself.
 
     Raises:
         LopsideError: the engine does not compute in this precision, is not installed or cannot take this model.
@@ -65,6 +72,12 @@ def check(engine: str, dtype: str, family: str | None) -> None:
     """
     if dtype not in DTYPES[engine]:
         raise LopsideError(f"dtype: {dtype} is refused; engine {engine} computes in {' | '.join(DTYPES[engine])}")
+    if engine == "compile":
+        compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")  # as torch looks for it
+        if shutil.which(compiler) is None:
+            raise LopsideError(
+                f"engine: compile needs a C++ compiler; there is no {compiler}, and CXX may name another"
+            )
     if engine == "ctranslate2":
         if importlib.util.find_spec("ctranslate2") is None:
             raise LopsideError("engine: ctranslate2 is not installed; `pip install -e .[ctranslate2]` brings it")
@@ -88,7 +101,8 @@ def load_engine(model: Path, exported: Path, device: str, threads: int = 0) -> E
     threads = set_threads(threads)
     if record["engine"] == "ctranslate2":
         return CTranslate2(exported, load_tokenizer(exported), record["dtype"], device, threads)
-    return _transformers(model, choose_dtype(record["dtype"], device), device)
+    dtype = choose_dtype(record["dtype"], device)
+    return _transformers(model, dtype, device, Compiled if record["engine"] == "compile" else Transformers)
 
 
 def open_engine(model: Path, engine: str, dtype: str, device: str) -> tuple[Engine, PreTrainedTokenizerBase]:
@@ -116,11 +130,26 @@ def baseline(model: Path, device: str) -> Engine:
     return _transformers(model, "float32", device)
 
 
-def _transformers(model: Path, dtype: str, device: str) -> Engine:
+def _transformers(model: Path, dtype: str, device: str, kind: type[Transformers] = Transformers) -> Engine:
     import torch
 
     loaded = load_model(model, dtype=getattr(torch, dtype), device=device)
-    return Transformers(loaded, load_tokenizer(model).pad_token_id)
+    return kind(loaded, load_tokenizer(model).pad_token_id)
+
+
+class Compiled(Transformers):
+    """transformers with the decoder compiled by torch.compile: its many small steps are where Python takes time.
+
+    Compiled is at the first calls, for any lengths and batch sizes at once; that takes a minute or so in all.
+    """
+
+    def __init__(self, model: PreTrainedModel, pad: int) -> None:
+        import torch
+
+        super().__init__(model, pad)
+        decoder = model.get_decoder()
+        decoder.forward = torch.compile(decoder.forward, dynamic=True)
+        self.name = self.name.replace("transformers", "compile")
 
 
 class CTranslate2:

@@ -2,7 +2,7 @@
 
 What is fetched lies in huggingface_hub's cache, shared with other tools: a file appears there whole or not at all. A
 connection that is cut is taken up where it ended; after a kill the files that were whole stay, and only the one under
-way comes anew. HF_TOKEN, HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE mean what they mean
+way comes anew. HF_TOKEN, HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE and HF_DATASETS_OFFLINE mean what they mean
 there. Errors are said in our own words, never in the server's: nothing that a request held (a token) can be in them.
 """
 
@@ -67,7 +67,7 @@ class Hub:
 
     def fetch_files(self, hub_id: str, revision: str, choose: Callable[[Sequence[str]], Sequence[str]]) -> Fetched:
         """Those files of a data set that ``choose`` picks from the names of all; ``revision`` empty: main."""
-        with _explained("dataset", "data.revision", hub_id, revision, self._host()):
+        with _offline_data(), _explained("dataset", "data.revision", hub_id, revision, self._host()):
             commit, names = self._look_up("dataset", hub_id, revision)
             chosen = tuple(choose(names))
             return Fetched(self._download("dataset", hub_id, commit, chosen), chosen, commit)
@@ -210,11 +210,24 @@ def _unreachable(error: BaseException, host: str) -> str:
         causes.append(error)
         error = error.__cause__ or error.__context__  # type: ignore[assignment]
     if any(isinstance(cause, errors.OfflineModeIsEnabled) for cause in causes):
-        return "is not in the cache, and HF_HUB_OFFLINE forbids to fetch it"
+        return "is not in the cache, and HF_HUB_OFFLINE, or a variable like it, forbids to fetch it"
     for cause in causes:
         if isinstance(cause, errors.HfHubHTTPError):
             return f"is not in the cache, and {host} answered with status {cause.response.status_code}; try again"
     return f"is not in the cache, and {host} cannot be reached"
+
+
+@contextmanager
+def _offline_data() -> Iterator[None]:
+    """HF_DATASETS_OFFLINE is known to the library datasets alone: huggingface_hub is told while data are fetched."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or os.environ.get("HF_DATASETS_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 @contextmanager

@@ -121,7 +121,7 @@ def measure(
             "minute; intervals will be wide, and milliseconds many"
         )
     models = {
-        side: engine.model if isinstance(engine, Transformers) else load_model(folders[side])
+        side: engine.model if type(engine) is Transformers else load_model(folders[side])
         for side, engine in engines.items()
     }
     size = max(batch_sizes)

@@ -26,14 +26,15 @@ import yaml
 from lopside.errors import LopsideError
 
 MODELS = ("docs-bart-mini", "flan-t5-small", "flan-t5-base", "flan-t5-large")
-DATASETS = ("docstrings", "cnn_dailymail", "xsum", "samsum", "multi_news", "billsum", "reddit_tifu")
+BUILT_IN = ("docstrings",)
+DATASETS = (*BUILT_IN, "cnn_dailymail", "xsum", "samsum", "multi_news", "billsum", "reddit_tifu")
 STRATEGIES = ("uniform", "published", "first", "last", "explicit", "importance")
 MEASURES = ("loss", "influence")
 UNITS = ("sixths", "layers")
 VOCABULARIES = ("full", "task")
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "float32", "bfloat16")
-ENGINES = {"transformers": DTYPES, "ctranslate2": ("float32", "int8")}
+ENGINES = {"transformers": DTYPES, "compile": DTYPES, "ctranslate2": ("float32", "int8")}
 ENGINE_DTYPES = tuple(dict.fromkeys(itertools.chain(*ENGINES.values())))
 SCHEDULERS = ("linear", "constant", "constant_with_warmup", "cosine")
 
@@ -260,6 +261,13 @@ class Params:
         engine, dtype = values.get("engine"), values.get("dtype")
         if engine and dtype and dtype not in ENGINES[engine]:
             yield "dtype", dtype, f"{' | '.join(ENGINES[engine])} where engine is {engine}"
+        data = values.get("data")
+        if data and values.get("dataset") in BUILT_IN:
+            given = {"data.revision": data.revision, "data.config": data.config}
+            given |= {f"data.columns.{name}": value for name, value in vars(data.columns).items()}
+            for key, value in given.items():
+                if value:
+                    yield key, value, f"nothing, as {values['dataset']} is built in"
         keep = values.get("keep")
         for key in ("enc", "dec"):
             if values.get(key, 0) > 6 and not (keep and keep.unit == "layers"):

@@ -142,6 +142,8 @@ def _table(source: Path, column: str) -> Iterator[Document]:
         if isinstance(row, str) or not isinstance(text, str):
             fault = row if isinstance(row, str) else f"{could[0]} is not text but {type(text).__name__}"
             raise LopsideError(f"{source.name}, line or row {number}: {fault}")
+        if keys and row.get("id") is None:
+            raise LopsideError(f"{source.name}, line or row {number}: has no id, as others have")
         yield Document(text.encode("utf-8", "replace").decode(), {"id": row["id"]} if keys else {"row": number})
 
 
