@@ -229,11 +229,11 @@ def test_changes_are_said_as_dvc_takes_them() -> None:
 def test_a_text_that_looks_like_something_else_stays_one() -> None:
     """A short revision of the hub, as `dvc exp run -S` is told it, as DVC writes it and as it is read again."""
     for text in ("12e4567", "2019", "1_0.5", "True", "null", "NaN", "-Inf", ".5", "+1E-3"):
-        (said,) = changes({}, {"data.revision": text})
-        assert said == f'data.revision="{text}"'
+        (said,) = changes({}, {"parent.revision": text})
+        assert said == f'parent.revision="{text}"'
         (cell,) = plan("6-1", 1, [said], (ROOT / "params.yaml").read_text(), "1" * 40).cells
-        assert cell.params["data.revision"] == text
-    assert changes({}, {"data.revision": "1e49af1", "dataset": "5/a"}) == ["data.revision=1e49af1", "dataset=5/a"]
+        assert cell.params["parent.revision"] == text
+    assert changes({}, {"parent.revision": "1e49af1", "dataset": "5/a"}) == ["parent.revision=1e49af1", "dataset=5/a"]
 
 
 def test_settings_change_with_every_param_that_a_summary_depends_on() -> None:

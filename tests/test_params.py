@@ -339,6 +339,20 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         load_params(tmp_path / "nowhere.yaml")
 
 
+def test_lists_can_be_set_and_taken_back_as_dvc_does_it(tmp_path: Path, load: Callable[..., Params]) -> None:
+    """`dvc exp run -S` rewrites the file, comments included."""
+    path = tmp_path / "params.yaml"
+    path.write_text(SHIPPED, encoding="utf-8")
+    before = load_params(path)
+    apply_overrides(
+        path, ["keep.strategy=explicit", "keep.encoder=[0,2,5]", "keep.decoder=[0]", "time.batch_sizes=[1]"]
+    )
+    assert load_params(path).keep.encoder == (0, 2, 5)
+    back = [f"keep.strategy={before.keep.strategy}", "keep.encoder=[]", "keep.decoder=[]", "time.batch_sizes=[1,8,16]"]
+    apply_overrides(path, back)
+    assert load_params(path) == before
+
+
 def test_what_a_built_in_set_has_none_of_is_refused(load: Callable[..., Params]) -> None:
     given: dict[str, object] = {"data.revision": "main", "data.config": "3.0.0", "data.columns.body": "text"}
     faults = faults_of(load, given)

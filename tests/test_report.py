@@ -132,6 +132,8 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     def write(dec: int, rouge2: float) -> None:
         (tmp_path / "params.yaml").write_text(f"enc: 6\ndec: {dec}\n")
+        lock = {"stages": {"prune": {"params": {"params.yaml": {"enc": 6, "dec": dec}}}}}
+        (tmp_path / "dvc.lock").write_text(json.dumps(lock))
         (tmp_path / "metrics/rouge.json").write_text(json.dumps(ROUGE | {"pruned": {"rouge2": rouge2}}))
         (tmp_path / "metrics/latency.json").write_text(json.dumps(latency(batch_1=2.0)))
         for side, gain in (("dense", 3), ("pruned", 0)):
@@ -157,6 +159,15 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_runs_are_read_from_git(repository: Path, revision: str | None, label: str, rouge2: float) -> None:
     run = read_run(revision)
     assert (run.label, run.rouge_figure("pruned.rouge2"), run.batches) == (label, rouge2, [1])
+
+
+def test_figures_of_other_params_are_refused(repository: Path) -> None:
+    (repository / "params.yaml").write_text("enc: 6\ndec: 4\n")
+    with pytest.raises(
+        LopsideError, match=r"workspace: the figures are not .*: stage prune was last run with dec = 2, not 4"
+    ):
+        read_run()
+    assert read_run("run-1").label == "6-1"
 
 
 def test_command_prints_the_table_and_writes_the_plot(repository: Path) -> None:

@@ -63,7 +63,7 @@ class Engine(Protocol):
 
 
 class Transformers:
-    """transformers' own `generate`, in the precision and on the device of the model given.
+    """transformers' `generate`, in the precision and on the device of the model given; greedy by `lopside.decoding`.
 
     The model's mode (training or not), generation settings and weights are as before after each answer.
     """

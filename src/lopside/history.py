@@ -352,7 +352,7 @@ def changes(base: Mapping[str, Any], params: Mapping[str, Any]) -> list[str]:
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested mappings as one: dotted key -> leaf. Texts that are numbers to DVC (``5e-4``) are numbers here too, unless
-    the knob is a text (``data.revision: 12e4567``).
+    the knob is a text (``parent.revision: 12e4567``).
     """
     leaves: dict[str, Any] = {}
     for key, value in tree.items():
@@ -465,15 +465,16 @@ def _kept(commit: str) -> dict[str, tuple[int, ...]]:
     return {stack: tuple(indices) for stack, indices in kept.items()}
 
 
-def _check_current(experiment: Experiment, params: Mapping[str, Any]) -> None:
-    """Raise LopsideError where dvc.lock does not say that every stage was run on these params and the stages before it,
-    or what stages read and none wrote, such as code, is not that of the commit that the experiment was run on.
+def check_whole(stages: Mapping[str, Mapping[str, Any]], params: Mapping[str, Any]) -> None:
+    """Raise LopsideError where a dvc.lock does not say that every stage was run on these params and the stages before.
 
     Each stage's lock names the params it was run with and the hashes of what it read and wrote; what it read of a
     folder is checked where DVC's cache still has the folder's listing.
+
+    Args:
+        stages: of dvc.lock.
+        params: all knobs by their dotted names.
     """
-    commit = experiment.commit
-    stages = stages_of(LOCK, commit)
     written = outputs(stages)
     for name, stage in stages.items():
         for key, value in flat(stage.get("params", {}).get(PARAMS, {})).items():
@@ -482,6 +483,16 @@ def _check_current(experiment: Experiment, params: Mapping[str, Any]) -> None:
         for dep in stage.get("deps", []):
             if dep["path"] in written and dep.get("md5") != written[dep["path"]]:
                 raise LopsideError(f"stage {name} was not run again after {dep['path']} had changed")
+
+
+def _check_current(experiment: Experiment, params: Mapping[str, Any]) -> None:
+    """Raise LopsideError as `check_whole`, and where what stages read and none wrote, such as code, is not that of the
+    commit that the experiment was run on.
+    """
+    commit = experiment.commit
+    stages = stages_of(LOCK, commit)
+    check_whole(stages, params)
+    written = outputs(stages)
     read = {dep["path"] for stage in stages.values() for dep in stage.get("deps", [])} - written.keys()
     changed = git("diff", "--name-only", "--relative", experiment.baseline, commit, "--", "dvc.yaml", *sorted(read))
     if changed:

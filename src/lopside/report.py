@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from lopside.errors import LopsideError
-from lopside.history import flat, seedless
+from lopside.history import check_whole, flat, seedless
 from lopside.pictures import COLOURS, GREY, draw_courses, save
-from lopside.repository import LATENCY, PARAMS, ROUGE, commit_of, leaf, read_mapping, read_text
+from lopside.repository import LATENCY, LOCK, PARAMS, ROUGE, commit_of, leaf, read_mapping, read_text, stages_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -54,10 +54,15 @@ class Run:
 def read_run(revision: str | None = None) -> Run:
     """The run at a git revision of the repository that we are in; None reads the files as they lie there now.
 
-    Raises LopsideError where the revision or one of its files is not there, or is no metrics file.
+    Raises LopsideError where the revision or one of its files is not there, or is no metrics file; or where dvc.lock
+    says that the figures are not all of these params: after a part of a run, or one that failed.
     """
     rouge, latency, params = (read_mapping(name, revision) for name in (ROUGE, LATENCY, PARAMS))
     where = revision or "workspace"
+    try:
+        check_whole(stages_of(LOCK, revision), flat(params))
+    except LopsideError as error:
+        raise LopsideError(f"{where}: the figures are not those of {PARAMS}: {error}; see `dvc repro`") from error
     enc, dec = (leaf(params, key, f"{PARAMS} of {where}") for key in ("enc", "dec"))
     return Run(label=f"{enc:g}-{dec:g}", revision=where, rouge=rouge, latency=latency)
 

@@ -64,7 +64,7 @@ def finetune(
         validation: likewise.
         settings: see params.yaml, group ``train``.
         inputs: the prefix of documents, and where they and references are cut, in tokens.
-        seed: of the order of the batches and of dropout.
+        seed: of the order of the batches, of dropout and of the sample.
         device: ``cpu`` or ``cuda``.
     """
     set_seed(seed)
@@ -77,6 +77,7 @@ def finetune(
     steps = settings.max_steps or math.ceil(settings.epochs * math.ceil(len(train) / settings.batch_size))
     if steps * settings.batch_size < len(train):
         # Grouped by length, a part of an epoch would be long documents alone: the Trainer begins with the longest.
+        print(f"a sample of {steps * settings.batch_size:,} of {len(train):,} training pairs")
         train = train.sample(steps * settings.batch_size, random_state=seed)
     every = max(1, math.ceil(steps / settings.evaluations))
     checkpoints = _checkpoint_folder(source, target, train, settings, inputs, seed)

@@ -46,7 +46,7 @@ class Setting:
     """Whether each call takes the next documents; else all take the first ones."""
     beams: int = 1
     leaving: bool = False
-    """Whether what has ended leaves the batch, as in `generate`, or is computed on as long as the longest."""
+    """Whether what has ended leaves the batch, as greedy in `generate`, or is computed on as long as the longest."""
 
     def batches(self, size: int) -> list[list[Sequence[int]]]:
         """The batches of this many rows that calls take in turn. What is lacking is filled up from the first rows."""
