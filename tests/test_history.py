@@ -233,7 +233,7 @@ def test_a_text_that_looks_like_something_else_stays_one() -> None:
         assert said == f'parent.revision="{text}"'
         (cell,) = plan("6-1", 1, [said], (ROOT / "params.yaml").read_text(), "1" * 40).cells
         assert cell.params["parent.revision"] == text
-    assert changes({}, {"parent.revision": "1e49af1", "dataset": "5/a"}) == ["parent.revision=1e49af1", "dataset=5/a"]
+    assert changes({}, {"parent.revision": "1e49af1", "dataset": "5/a"}) == ["dataset=5/a", "parent.revision=1e49af1"]
 
 
 def test_settings_change_with_every_param_that_a_summary_depends_on() -> None:
