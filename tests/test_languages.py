@@ -88,6 +88,7 @@ def test_training_and_importance_read_references_with_the_tokenizer_of_the_targe
 
     monkeypatch.setattr(Seq2SeqTrainer, "train", spy)
     train(tiny_marian, tmp_path / "model")
+    trained, seen = seen, []
     model, tokenizer = load_model(tiny_marian), load_tokenizer(tiny_marian)
     model.register_forward_pre_hook(lambda _, __, given: seen.append(given), with_kwargs=True)
     rank_layers(model, tokenizer, ENGLISH[:8], GERMAN[:8], "encoder", 1, measure="influence", **LENGTHS)
@@ -98,10 +99,11 @@ def test_training_and_importance_read_references_with_the_tokenizer_of_the_targe
     def text(codes: Any, pieces: dict[int, str]) -> str:
         return "".join(pieces[code] for code in codes if code > 2).replace("▁", " ").strip()
 
-    assert [text(row["input_ids"], english) for row in seen[:8]] == ENGLISH[:8]
-    assert [text(row["labels"], german) for row in seen[:8]] == GERMAN[:8]
-    assert [text(row, english) for row in seen[8]["input_ids"].tolist()] == ENGLISH[:8]
-    assert [text(row, german) for row in seen[8]["labels"].tolist()] == GERMAN[:8]
+    read = {text(row["input_ids"], english): text(row["labels"], german) for row in trained}
+    assert len(read) > 3  # a sample, as the steps are few
+    assert read.items() <= dict(zip(ENGLISH, GERMAN, strict=True)).items()
+    assert [text(row, english) for row in seen[0]["input_ids"].tolist()] == ENGLISH[:8]
+    assert [text(row, german) for row in seen[0]["labels"].tolist()] == GERMAN[:8]
 
 
 def test_the_target_language_goes_along(tiny_nllb: Path, tmp_path: Path) -> None:
