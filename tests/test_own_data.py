@@ -72,8 +72,7 @@ def test_files_and_a_model_of_ones_own(tmp_path: Path, tiny_bart: Path) -> None:
     assert ran(run("dvc", "repro", "download", folder=project)) == ["download", "machine"]
     generation = project / "mine/bart/generation_config.json"
     generation.write_text(json.dumps(json.loads(generation.read_text()) | {"max_length": 99}))
-    assert ran(run("dvc", "repro", "parent", folder=project)) == ["machine", "parent"]
-    assert "prune" in ran(run("dvc", "repro", "--dry", "prune", folder=project))
+    assert ran(run("dvc", "repro", "prune", folder=project)) == ["machine", "parent", "prune"]
 
 
 @pytest.fixture

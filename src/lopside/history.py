@@ -465,8 +465,10 @@ def _kept(commit: str) -> dict[str, tuple[int, ...]]:
     return {stack: tuple(indices) for stack, indices in kept.items()}
 
 
-def check_whole(stages: Mapping[str, Mapping[str, Any]], params: Mapping[str, Any]) -> None:
-    """Raise LopsideError where a dvc.lock does not say that every stage was run on these params and the stages before.
+def check_whole(stages: Mapping[str, Mapping[str, Any]], params: Mapping[str, Any]) -> dict[str, str | None]:
+    """What the stages wrote (`outputs`), if by a dvc.lock each was run on these params and the stages before it.
+
+    Raises LopsideError where one was not.
 
     Each stage's lock names the params it was run with and the hashes of what it read and wrote; what it read of a
     folder is checked where DVC's cache still has the folder's listing.
@@ -483,6 +485,7 @@ def check_whole(stages: Mapping[str, Mapping[str, Any]], params: Mapping[str, An
         for dep in stage.get("deps", []):
             if dep["path"] in written and dep.get("md5") != written[dep["path"]]:
                 raise LopsideError(f"stage {name} was not run again after {dep['path']} had changed")
+    return written
 
 
 def _check_current(experiment: Experiment, params: Mapping[str, Any]) -> None:
@@ -491,8 +494,7 @@ def _check_current(experiment: Experiment, params: Mapping[str, Any]) -> None:
     """
     commit = experiment.commit
     stages = stages_of(LOCK, commit)
-    check_whole(stages, params)
-    written = outputs(stages)
+    written = check_whole(stages, params)
     read = {dep["path"] for stage in stages.values() for dep in stage.get("deps", [])} - written.keys()
     changed = git("diff", "--name-only", "--relative", experiment.baseline, commit, "--", "dvc.yaml", *sorted(read))
     if changed:
