@@ -7,7 +7,7 @@ import torch
 from transformers import LogitsProcessor, StoppingCriteria
 
 from lopside.decoding import greedy
-from lopside.generation import generation_settings
+from lopside.generation import Transformers, generation_settings
 from tests.families import FAMILIES, build
 
 ROWS, NEW_TOKENS = 12, 16
@@ -68,6 +68,23 @@ def test_equals_generate_with_fewer_rows(family: Any) -> None:
     assert leaving[-1] <= ROWS / 2
     ended = [[token in ENDS for token in row[1:]].index(True) for row in expected.tolist() if set(row[1:]) & set(ENDS)]
     assert len(set(ended)) > 2  # at different steps
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_two_batches_at_a_time_disturb_each_other_in_nothing(family: Any, threads_as_before: None) -> None:
+    model: Any = build(family).eval()
+    engine = Transformers(model, pad=1)
+    generator = torch.Generator().manual_seed(6)
+    batches = [torch.randint(20, 56, (3, length), generator=generator).tolist() for length in (11, 11, 9, 8, 5, 12)]
+    logits: list[bytes] = []
+    model.register_forward_hook(lambda _, __, outputs: logits.append(outputs.logits.numpy().tobytes()))
+    expected = [rows for batch in batches for rows in engine.answers([batch], 6, 1)]
+    alone = sorted(logits)
+    assert len(set(alone)) > len(batches)
+    logits.clear()
+    torch.set_num_threads(2)
+    assert list(engine.answers(batches, 6, 1)) == expected
+    assert sorted(logits) == alone
 
 
 def test_nobody_leaves_for_a_few() -> None:

@@ -1,3 +1,4 @@
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,9 @@ import torch
 from click.testing import CliRunner
 from transformers import AutoConfig, BartForConditionalGeneration, GenerationConfig
 
-from lopside.engines import export
+from lopside.engines import Compiled, export
 from lopside.errors import LopsideError
-from lopside.generation import Generated, generate, written_tokens
+from lopside.generation import Generated, generate, summarise, written_tokens
 from lopside.models import load_model, load_tokenizer
 from stages.generate import main
 
@@ -79,6 +80,47 @@ def test_batch_size_and_order_do_not_matter(pair: tuple[Any, Any]) -> None:
     for batch_size in (1, 2, 5):
         assert generate(*pair, DOCUMENTS, **LIMITS, batch_size=batch_size) == whole
     assert generate(*pair, DOCUMENTS[::-1], **LIMITS, batch_size=4) == whole[::-1]
+
+
+def test_two_batches_at_a_time_with_half_the_threads_each(
+    pair: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, threads_as_before: None
+) -> None:
+    model, tokenizer = pair
+    seen: list[tuple[int, int]] = []
+    together = threading.Barrier(2, timeout=60)  # broken unless a second batch is at work beside the first
+
+    def watch(*_: Any) -> None:
+        seen.append((threading.get_ident(), torch.get_num_threads()))
+        together.wait()
+
+    whole = generate(model, tokenizer, DOCUMENTS, **LIMITS)
+    torch.set_num_threads(4)
+    hook = model.get_encoder().register_forward_hook(watch)
+    assert generate(model, tokenizer, DOCUMENTS, **LIMITS, batch_size=1) == whole
+    assert len({thread for thread, _ in seen}) == 2
+    assert [threads for _, threads in seen] == [2] * len(DOCUMENTS)
+    assert torch.get_num_threads() == 4
+    hook.remove()
+
+    def fail(*_: Any) -> None:
+        raise LopsideError("no")
+
+    stored = model.generation_config
+    hook = model.get_encoder().register_forward_hook(fail)
+    with pytest.raises(LopsideError, match="no"):
+        generate(model, tokenizer, DOCUMENTS, **LIMITS, batch_size=1)
+    assert model.generation_config is stored
+    assert torch.get_num_threads() == 4
+    hook.remove()
+
+    # Compiled, one after the other.
+    monkeypatch.setattr(torch, "compile", lambda forward, **_: forward)
+    seen.clear()
+    monkeypatch.setattr(together, "wait", lambda: 0)
+    model.get_encoder().register_forward_hook(watch)
+    compiled = Compiled(model, tokenizer.pad_token_id)
+    assert summarise(compiled, tokenizer, DOCUMENTS, **LIMITS, batch_size=1) == whole
+    assert seen == [(threading.get_ident(), 4)] * len(DOCUMENTS)
 
 
 def test_beams(bart: tuple[Any, Any]) -> None:

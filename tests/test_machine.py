@@ -218,7 +218,8 @@ def test_memory_that_is_kept_is_not_faulted_in_again() -> None:
         code = PAGE_FAULTS.replace("KEEP", str(keep))
         return int(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, env=_env()).stdout)
 
-    assert count(True) * 2 < count(False)  # a quarter or less, but where the system takes memory back meanwhile
+    # Seen: none at all against ten thousand; once nearly as many, where the system took memory back meanwhile.
+    assert any(count(True) * 2 < count(False) for _ in range(3))
 
 
 def test_the_stage_writes_the_fingerprint_and_imports_no_torch(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from lopside.errors import LopsideError
 from lopside.files import copy_file, new_folder, write_json
-from lopside.generation import Engine, Transformers
+from lopside.generation import Answers, Batch, Engine, Transformers
 from lopside.machine import choose_dtype, set_threads
 from lopside.models import GENERATION_CONFIG, copy_companions, load_model, load_tokenizer, read_config
 
@@ -143,6 +143,8 @@ class Compiled(Transformers):
     Compiled is at the first calls, for any lengths and batch sizes at once; that takes a minute or so in all.
     """
 
+    at_once = 1  # two threads would compile the same
+
     def __init__(self, model: PreTrainedModel, pad: int) -> None:
         import torch
 
@@ -171,11 +173,12 @@ class CTranslate2:
             intra_threads=threads,
         )
 
-    def answer(self, sources: Sequence[Sequence[int]], max_new_tokens: int, num_beams: int) -> list[list[int]]:
-        rows = self.translate(self.texts(sources), num_beams, max_decoding_length=max_new_tokens)
+    def answers(self, batches: Sequence[Batch], max_new_tokens: int, num_beams: int) -> Answers:
         end = self.special.forced_eos_token_id
-        # transformers makes an end token of what the limit cuts.
-        return rows if end is None else [[*row[:-1], end] if len(row) == max_new_tokens else row for row in rows]
+        for sources in batches:
+            rows = self.translate(self.texts(sources), num_beams, max_decoding_length=max_new_tokens)
+            # transformers makes an end token of what the limit cuts.
+            yield rows if end is None else [[*row[:-1], end] if len(row) == max_new_tokens else row for row in rows]
 
     def texts(self, rows: Sequence[Sequence[int]]) -> list[list[str]]:
         """The tokens of each row by their text, which is what `translate` takes."""

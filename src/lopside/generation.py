@@ -6,8 +6,9 @@ says so at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -32,6 +33,12 @@ SPECIAL = (
 padding). All others, a stored length penalty or least length say, would make two models incomparable."""
 
 
+Batch = Sequence[Sequence[int]]
+"""Sources, each as token ids."""
+Answers = Generator[list[list[int]], None, None]
+"""Of one batch after the other, the rows of token ids that came out."""
+
+
 @dataclass(frozen=True)
 class Generated:
     """What came out for one document."""
@@ -54,8 +61,8 @@ class Engine(Protocol):
     given: int
     """Tokens at the start of each answer that were forced, not chosen (BART's ``forced_bos_token_id``): 0 or 1."""
 
-    def answer(self, sources: Sequence[Sequence[int]], max_new_tokens: int, num_beams: int) -> list[list[int]]:
-        """What comes out for each source of a batch: see `written_tokens`.
+    def answers(self, batches: Sequence[Batch], max_new_tokens: int, num_beams: int) -> Answers:
+        """Batch by batch, in their order, what comes out for each source: see `written_tokens`.
 
         Greedy (``num_beams`` 1) or beam search without sampling; no stored setting but SPECIAL has a say.
         """
@@ -65,15 +72,40 @@ class Engine(Protocol):
 class Transformers:
     """transformers' `generate`, in the precision and on the device of the model given; greedy by `lopside.decoding`.
 
-    The model's mode (training or not), generation settings and weights are as before after each answer.
+    On a CPU two batches are at work at a time, with half of the threads each: while one is in Python, or in a product
+    too small to be shared, the other computes. Of docs-bart-mini's summaries that made a sixth more on 2 cores.
+
+    The model's mode (training or not), generation settings and weights are as before after the last answer.
     """
+
+    at_once = 2
 
     def __init__(self, model: PreTrainedModel, pad: int) -> None:
         self.model, self.pad, self.config = model, pad, model.config
         self.given = int(model.generation_config.forced_bos_token_id is not None)
         self.name = f"transformers {str(model.dtype).removeprefix('torch.')}"
 
-    def answer(self, sources: Sequence[Sequence[int]], max_new_tokens: int, num_beams: int) -> list[list[int]]:
+    def answers(self, batches: Sequence[Batch], max_new_tokens: int, num_beams: int) -> Answers:
+        import torch
+
+        settings = generation_settings(self.model, max_new_tokens, num_beams)
+
+        def answer(sources: Batch) -> list[list[int]]:
+            return self._answer(sources, settings)
+
+        threads = torch.get_num_threads()
+        at_once = min(self.at_once, len(batches), threads) if self.model.device.type == "cpu" else 1
+        with _applied(self.model, settings):
+            if at_once == 1:
+                yield from map(answer, batches)
+                return
+            try:
+                with ThreadPoolExecutor(at_once, initializer=lambda: torch.set_num_threads(threads // at_once)) as pool:
+                    yield from pool.map(answer, batches)
+            finally:
+                torch.set_num_threads(threads)  # which is also what threads to come begin with
+
+    def _answer(self, sources: Batch, settings: GenerationConfig) -> list[list[int]]:
         import torch
 
         from lopside.decoding import greedy
@@ -81,15 +113,14 @@ class Transformers:
         longest = max(map(len, sources))
         padded = [[*source, *[self.pad] * (longest - len(source))] for source in sources]
         mask = [[1] * len(source) + [0] * (longest - len(source)) for source in sources]
-        settings = generation_settings(self.model, max_new_tokens, num_beams)
-        with torch.inference_mode(), _applied(self.model, settings):
+        with torch.inference_mode():
             rows: Any = self.model.generate(  # type: ignore[operator]
                 input_ids=torch.tensor(padded, device=self.model.device),
                 attention_mask=torch.tensor(mask, device=self.model.device),
                 generation_config=settings,
-                custom_generate=greedy if num_beams == 1 else None,
+                custom_generate=greedy if settings.num_beams == 1 else None,
             )
-            return [written_tokens(row, settings) for row in rows.tolist()]
+        return [written_tokens(row, settings) for row in rows.tolist()]
 
 
 def generate(
@@ -137,11 +168,13 @@ def summarise(
     order = sorted(range(len(sources)), key=lambda index: -len(sources[index]))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     generated: dict[int, Generated] = {}
-    for batch in batches if progress is None else shown(batches, len(batches), progress):
-        rows = engine.answer([sources[index] for index in batch], max_new_tokens, num_beams)
-        summaries = tokenizer.batch_decode(rows, skip_special_tokens=True)
-        for index, row, summary in zip(batch, rows, summaries, strict=True):
-            generated[index] = Generated(summary.strip(), len(row) - engine.given, cut[index])
+    sources_of = [[sources[index] for index in batch] for batch in batches]
+    with closing(engine.answers(sources_of, max_new_tokens, num_beams)) as answers:
+        rows_of = answers if progress is None else shown(answers, len(batches), progress)
+        for batch, rows in zip(batches, rows_of, strict=True):
+            summaries = tokenizer.batch_decode(rows, skip_special_tokens=True)
+            for index, row, summary in zip(batch, rows, summaries, strict=True):
+                generated[index] = Generated(summary.strip(), len(row) - engine.given, cut[index])
     return [generated[index] for index in range(len(documents))]
 
 
