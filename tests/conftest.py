@@ -3,6 +3,7 @@
 The fixtures last for the whole run: copy a folder before you change it.
 """
 
+import gc
 import io
 import json
 import os
@@ -24,6 +25,11 @@ settings.load_profile("lopside")
 # so that on a busy machine tests take ten times as long. Where the code under test asks for more they wait asleep.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Nor does transformers' pool of threads for reading weights, which takes a quarter of the time that a tiny model takes.
+os.environ.setdefault("HF_DEACTIVATE_ASYNC_LOAD", "1")
+
+# Libraries make millions of objects, none of them garbage: look through them rarely.
+gc.set_threshold(50_000, 20, 100)
 
 SLOWEST = ("test_sweep.py", "test_own_data.py", "test_repro.py", "test_families.py")
 """Files of a minute and more. They begin first, as a file's tests stay in one process and the others fill the gaps."""
@@ -31,6 +37,11 @@ SLOWEST = ("test_sweep.py", "test_own_data.py", "test_repro.py", "test_families.
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: SLOWEST.index(item.path.name) if item.path.name in SLOWEST else len(SLOWEST))
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -78,6 +78,7 @@ def test_two_batches_at_a_time_disturb_each_other_in_nothing(family: Any, thread
     batches = [torch.randint(20, 56, (3, length), generator=generator).tolist() for length in (11, 11, 9, 8, 5, 12)]
     logits: list[bytes] = []
     model.register_forward_hook(lambda _, __, outputs: logits.append(outputs.logits.numpy().tobytes()))
+    torch.set_num_threads(1)
     expected = [rows for batch in batches for rows in engine.answers([batch], 6, 1)]
     alone = sorted(logits)
     assert len(set(alone)) > len(batches)

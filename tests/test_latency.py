@@ -57,9 +57,20 @@ def measured(dense: Path, pruned: Path, **changes: Any) -> Latency:
         return measure(folders, exported, DOCUMENTS, **settings | changes)
 
 
+@pytest.fixture(scope="module")
+def shallow(tiny_bart: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """1 + 1 layers: quick, where it does not matter what is timed."""
+    folder = tmp_path_factory.mktemp("shallow") / "model"
+    prune(tiny_bart, folder, [0], [5])
+    return folder
+
+
 @pytest.mark.parametrize("family", ["tiny_bart", "tiny_t5"])
-def test_measure(request: pytest.FixtureRequest, family: str, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = request.getfixturevalue(family)
+def test_measure(
+    request: pytest.FixtureRequest, family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "model"
+    prune(request.getfixturevalue(family), folder, [0, 5], [0, 5])
     found = measured(folder, folder)
     assert tuple(found.cells) == SETTINGS
     for cells in found.cells.values():
@@ -98,10 +109,10 @@ def test_measure(request: pytest.FixtureRequest, family: str, capsys: pytest.Cap
 
 @pytest.mark.parametrize(("engine", "dtype"), [("transformers", "bfloat16"), ("ctranslate2", "int8")])
 def test_another_engine_is_timed_against_the_baseline_too(
-    engine: str, dtype: str, tiny_bart: Path, tmp_path: Path
+    engine: str, dtype: str, shallow: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip(engine)
-    found = measured(tiny_bart, tiny_bart, engine=engine, dtype=dtype, batch_sizes=[2])
+    found = measured(shallow, shallow, engine=engine, dtype=dtype, batch_sizes=[2])
     assert found.settings["engine"] == f"{engine} {dtype}"
     for cells in found.cells.values():
         total = cells[2].total
@@ -112,32 +123,32 @@ def test_another_engine_is_timed_against_the_baseline_too(
     found.write_timings(tmp_path / "timings.csv")
     assert set(pd.read_csv(tmp_path / "timings.csv").side) == {"dense", "pruned", "baseline"}
     if dtype == "int8":
-        assert found.size_mb["dense"] < sum(file.stat().st_size for file in weight_files(tiny_bart)) / 1e6
+        assert found.size_mb["dense"] < sum(file.stat().st_size for file in weight_files(shallow)) / 1e6
 
 
 @pytest.mark.parametrize("engine", ["transformers", "ctranslate2"])
-def test_a_trimmed_vocabulary_is_timed_on_the_same_documents(tiny_bart: Path, tmp_path: Path, engine: str) -> None:
+def test_a_trimmed_vocabulary_is_timed_on_the_same_documents(shallow: Path, tmp_path: Path, engine: str) -> None:
     pytest.importorskip(engine)
-    trim_vocabulary(tiny_bart, tmp_path / "pruned", DOCUMENTS)
+    trim_vocabulary(shallow, tmp_path / "pruned", DOCUMENTS)
 
-    found = measured(tiny_bart, tmp_path / "pruned", engine=engine, batch_sizes=[2])
+    found = measured(shallow, tmp_path / "pruned", engine=engine, batch_sizes=[2])
 
     assert found.parameters["pruned"] < found.parameters["dense"]
     assert found.gflop["pruned"] < found.gflop["dense"]
 
 
-def test_peak_memory_is_the_weights_and_what_a_call_takes(tiny_bart: Path) -> None:
-    weights = sum(4 * p.numel() for p in load_model(tiny_bart).parameters())
-    for cell in measured(tiny_bart, tiny_bart).cells["fixed"].values():
+def test_peak_memory_is_the_weights_and_what_a_call_takes(shallow: Path) -> None:
+    weights = sum(4 * p.numel() for p in load_model(shallow).parameters())
+    for cell in measured(shallow, shallow).cells["fixed"].values():
         for peak in cell.peak.values():
             assert weights <= peak < weights + 30 * 2**20
 
 
-def test_what_cannot_be_measured_is_refused_by_its_key(tiny_bart: Path) -> None:
+def test_what_cannot_be_measured_is_refused_by_its_key(shallow: Path) -> None:
     with pytest.raises(LopsideError, match=r"time\.min_pairs: 5 is refused"):
-        measured(tiny_bart, tiny_bart, effort=Effort(1, 5, 1, 0.02))
+        measured(shallow, shallow, effort=Effort(1, 5, 1, 0.02))
     with pytest.raises(LopsideError, match=r"time\.precision: 0 is refused"):
-        measured(tiny_bart, tiny_bart, effort=Effort(1, 6, 1, 0))
+        measured(shallow, shallow, effort=Effort(1, 6, 1, 0))
 
 
 def test_lengths_beyond_the_positions_are_refused_by_name(tiny_bart: Path, tmp_path: Path) -> None:
@@ -192,7 +203,7 @@ def no_memory_beyond(size: int, settings: tuple[str, ...] = SETTINGS) -> Callabl
     ],
 )
 def test_a_batch_too_large_for_memory_is_said_and_the_next_smaller_timed(
-    tiny_bart: Path,
+    shallow: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     sizes: list[int],
@@ -201,20 +212,20 @@ def test_a_batch_too_large_for_memory_is_said_and_the_next_smaller_timed(
     refused: int,
 ) -> None:
     monkeypatch.setattr(latency, "calls_of", no_memory_beyond(room, ("fixed",)))
-    found = measured(tiny_bart, tiny_bart, batch_sizes=sizes)
+    found = measured(shallow, shallow, batch_sizes=sizes)
     assert sorted(found.cells["fixed"]) == timed
     assert sorted(found.cells["paper"]) == sizes
     assert found.too_large == {"fixed": refused}
     assert f"fixed, batch {refused}: too large for the memory here" in capsys.readouterr().err
 
 
-def test_no_memory_for_a_single_document(tiny_bart: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_memory_for_a_single_document(shallow: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(latency, "calls_of", no_memory_beyond(0))
     with pytest.raises(LopsideError, match="no memory here for a single document of the setting paper"):
-        measured(tiny_bart, tiny_bart)
+        measured(shallow, shallow)
 
 
-def test_other_errors_are_not_taken_for_a_lack_of_memory(tiny_bart: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_are_not_taken_for_a_lack_of_memory(shallow: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def engine(*_: Any) -> Prepare:
         def fail() -> Done:
             raise RuntimeError("shapes cannot be multiplied")
@@ -223,12 +234,12 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(tiny_bart: Path, monkey
 
     monkeypatch.setattr(latency, "calls_of", engine)
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        measured(tiny_bart, tiny_bart)
+        measured(shallow, shallow)
 
 
 @pytest.mark.parametrize(("load", "warned"), [(1.01, True), (1.0, False), (None, False)])
 def test_a_busy_machine_is_said_and_recorded(
-    tiny_bart: Path,
+    shallow: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     load: float | None,
@@ -240,7 +251,7 @@ def test_a_busy_machine_is_said_and_recorded(
         return load, 99.0, 99.0
 
     monkeypatch.setattr("os.getloadavg", average)
-    found = measured(tiny_bart, tiny_bart, batch_sizes=[1])
+    found = measured(shallow, shallow, batch_sizes=[1])
     assert found.load == {"before": load, "after": load}
     assert (f"warning: load average {load} on 1 cores" in capsys.readouterr().err) is warned
 
@@ -249,12 +260,12 @@ def test_a_busy_machine_is_said_and_recorded(
 
 
 def test_the_check_on_a_real_model_runs(
-    tiny_bart: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    shallow: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What it finds is not judged: on a tiny model and in so short a time that is noise."""
     monkeypatch.setattr(timer_check, "NEW_TOKENS", 4)
     monkeypatch.setattr(
-        "sys.argv", ["", "--model", str(tiny_bart), "--runs", "2", "--seconds", "0.01", "--threads", "1"]
+        "sys.argv", ["", "--model", str(shallow), "--runs", "2", "--seconds", "0.01", "--threads", "1"]
     )
     with pytest.raises(SystemExit):
         timer_check.main()

@@ -94,7 +94,7 @@ def test_the_page_has_all_its_parts_and_pictures(reported: tuple[Path, list[Path
 
 def test_equal_rows_make_equal_files(folder: Path) -> None:
     for name in ("one", "two"):
-        write_report(history()[:5], folder / name)
+        write_report(grid()[:5], folder / name)
     names = [path.name for path in sorted((folder / "one").iterdir())]
     assert names == [path.name for path in sorted((folder / "two").iterdir())]
     assert all((folder / "one" / name).read_bytes() == (folder / "two" / name).read_bytes() for name in names)
