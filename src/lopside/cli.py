@@ -32,7 +32,7 @@ def _command(main: Callable[..., None], arguments: tuple[Callable[[Any], Any], .
     @wraps(main)
     def run(**given: Any) -> None:
         # Importing torch and transformers makes millions of objects, none of them garbage: looked through rarely, and
-        # not at the exit, where that is a fifth of all that a short stage takes.
+        # not at the exit, where a short stage would spend much of its time on that.
         gc.set_threshold(10_000)
         atexit.register(gc.freeze)
         try:

@@ -73,7 +73,7 @@ class Transformers:
     """transformers' `generate`, in the precision and on the device of the model given; greedy by `lopside.decoding`.
 
     On a CPU two batches are at work at a time, with half of the threads each: while one is in Python, or in a product
-    too small to be shared, the other computes. Of docs-bart-mini's summaries that made a sixth more on 2 cores.
+    too small to be shared, the other computes.
 
     The model's mode (training or not), generation settings and weights are as before after the last answer.
     """
