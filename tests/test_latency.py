@@ -264,9 +264,7 @@ def test_the_check_on_a_real_model_runs(
 ) -> None:
     """What it finds is not judged: on a tiny model and in so short a time that is noise."""
     monkeypatch.setattr(timer_check, "NEW_TOKENS", 4)
-    monkeypatch.setattr(
-        "sys.argv", ["", "--model", str(shallow), "--runs", "2", "--seconds", "0.01", "--threads", "1"]
-    )
+    monkeypatch.setattr("sys.argv", ["", "--model", str(shallow), "--runs", "2", "--seconds", "0.01", "--threads", "1"])
     with pytest.raises(SystemExit):
         timer_check.main()
     said = capsys.readouterr().out
