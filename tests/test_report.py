@@ -12,10 +12,12 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
+from lopside import engines
 from lopside.commands import main
 from lopside.errors import LopsideError
 from lopside.history import seedless
 from lopside.report import (
+    BASELINE,
     Curve,
     Run,
     Scored,
@@ -64,6 +66,23 @@ def test_table() -> None:
         "| 6-6 | def5678 | 22.4 M | 12.10 | 9.50 | +0.00 [+0.00, +0.00] | 100.0% |  | 1.00x [0.90, 1.10] "
         "| 1.00x [0.90, 1.10] |",
     ]
+
+
+def test_an_engine_is_named_and_its_gain_stands_beside_that_of_pruning() -> None:
+    def by(run: Run, engine: str, **more: float) -> Run:
+        fixed = {"batch_8": run.latency["fixed"]["batch_8"] | more}
+        return replace(run, latency=run.latency | {"fixed": fixed, "settings": {"engine": engine}})
+
+    plain = by(SAME, BASELINE, total=1.0, total_low=0.9, total_high=1.1)
+    served = by(RUN, "ctranslate2 int8", total=7.0, total_low=6.5, total_high=7.25)
+    assert results_table([plain]) == results_table([replace(plain, latency=latency(batch_8=1.0))])
+    assert [line.split(" | ")[1:3] + line.split(" | ")[8:] for line in results_table([plain, served]).splitlines()] == [
+        ["engine", "revision", "speedup, batch 8", "in all, batch 8 |"],
+        ["---", "---", "---:", "---: |"],
+        ["transformers float32", "def5678", "1.00x [0.90, 1.10]", "1.00x [0.90, 1.10] |"],
+        ["ctranslate2 int8", "abc1234", "2.25x [2.15, 2.35]", "7.00x [6.50, 7.25] |"],
+    ]
+    assert BASELINE == engines.BASELINE
 
 
 def test_times_of_several_machines_are_never_side_by_side() -> None:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 SCORES = "outputs/scores.parquet"
 CURVE = "metrics/plots/finetune-{side}.csv"
+BASELINE = "transformers float32"
+"""`lopside.engines.BASELINE`, without what that imports; a test holds them equal."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,11 @@ class Run:
     def latency_figure(self, key: str) -> float:
         """A leaf of metrics/latency.json by its dotted key, such as ``fixed.batch_1.speedup``. Raises LopsideError."""
         return leaf(self.latency, key, f"{LATENCY} of {self.revision}")
+
+    @property
+    def engine(self) -> str | None:
+        """What generated and was timed, as in ``ctranslate2 int8``; None in records of revisions before engines."""
+        return self.latency.get("settings", {}).get("engine")
 
     @property
     def batches(self) -> list[int]:
@@ -70,16 +77,22 @@ def read_run(revision: str | None = None) -> Run:
 def results_table(runs: Sequence[Run]) -> str:
     """Markdown, one row a run: size, ROUGE-2 of both sides, their difference and the speedups, with their intervals.
 
-    There is a column for each batch size that any of the runs timed.
+    There is a column for each batch size that any of the runs timed. Where an engine other than transformers in
+    float32 was asked for, it is named, and beside the speedup by pruning stands that in all: from dense by transformers
+    in float32 to pruned by the engine.
     """
     batches = sorted({batch for run in runs for batch in run.batches})
-    header = ["enc-dec", "revision", "parameters", "ROUGE-2 dense", "ROUGE-2 pruned", "difference", "retained"]
-    header += [f"speedup, batch {batch}" for batch in batches]
-    rows = [header, ["---", "---", *["---:"] * (len(header) - 2)]]
+    engines = any(run.engine not in (None, BASELINE) for run in runs)
+    gains = {"speedup": "speedup"} | ({"in all": "total"} if engines else {})
+    names = ["enc-dec", *(["engine"] if engines else []), "revision"]
+    header = [*names, "parameters", "ROUGE-2 dense", "ROUGE-2 pruned", "difference", "retained"]
+    header += [f"{name}, batch {batch}" for batch in batches for name in gains]
+    rows = [header, [*["---"] * len(names), *["---:"] * (len(header) - len(names))]]
     for run in runs:
         rouge = run.rouge_figure
         row = [
             run.label,
+            *([run.engine or ""] if engines else []),
             run.revision,
             f"{run.latency_figure('parameters.pruned') / 1e6:.1f} M",
             f"{rouge('dense.rouge2'):.2f}",
@@ -88,7 +101,12 @@ def results_table(runs: Sequence[Run]) -> str:
             # There is none of a dense model that scores 0.
             "" if flat(run.rouge).get("retained.rouge2", 0) is None else f"{rouge('retained.rouge2'):.1%}",
         ]
-        rows.append(row + [_speedup(run, batch) if batch in run.batches else "" for batch in batches])
+        row += [
+            _times(run, f"fixed.batch_{batch}.{gain}") if batch in run.batches else ""
+            for batch in batches
+            for gain in gains.values()
+        ]
+        rows.append(row)
     return markdown_table(rows)
 
 
@@ -252,6 +270,6 @@ def _with_interval(figure: Any, key: str) -> tuple[float, float, float]:
     return figure(key), figure(f"{key}_low"), figure(f"{key}_high")
 
 
-def _speedup(run: Run, batch: int) -> str:
-    value, low, high = _with_interval(run.latency_figure, f"fixed.batch_{batch}.speedup")
+def _times(run: Run, key: str) -> str:
+    value, low, high = _with_interval(run.latency_figure, key)
     return f"{value:.2f}x [{low:.2f}, {high:.2f}]"
