@@ -25,7 +25,7 @@ settings.load_profile("lopside")
 # so that on a busy machine tests take ten times as long. Where the code under test asks for more they wait asleep.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# Nor does transformers' pool of threads for reading weights, which takes a quarter of the time that a tiny model takes.
+# Likewise the threads that transformers reads weights with.
 os.environ.setdefault("HF_DEACTIVATE_ASYNC_LOAD", "1")
 
 # Libraries make millions of objects, none of them garbage: look through them rarely.

@@ -30,7 +30,16 @@ def articles(count: int) -> list[dict[str, str]]:
     ]
 
 
-def test_files_and_a_model_of_ones_own(tmp_path: Path, tiny_bart: Path) -> None:
+def run_the_other_stages(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From `prune` on no stage knows where model and data come from: `score` and what it needs, in this process."""
+    monkeypatch.chdir(project)
+    for stage in ("finetune dense", "finetune pruned", "export pruned", "generate dense", "generate pruned", "score"):
+        done = invoke(*stage.split())
+        assert done.exit_code == 0, (stage, done.output, done.exception)
+
+
+@pytest.mark.usefixtures("threads_as_before")
+def test_files_and_a_model_of_ones_own(tmp_path: Path, tiny_bart: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     project = tmp_path / "project"
     project.mkdir()
     new_project(project, TINY)
@@ -60,6 +69,10 @@ def test_files_and_a_model_of_ones_own(tmp_path: Path, tiny_bart: Path) -> None:
     generation = project / "mine/bart/generation_config.json"
     generation.write_text(json.dumps(json.loads(generation.read_text()) | {"max_length": 99}))
     assert ran(run("dvc", "repro", "prune", folder=project)) == ["machine", "parent", "prune"]
+
+    run_the_other_stages(project, monkeypatch)
+    assert metrics(project, "rouge")["documents"] == 4
+    assert 'prefix:""|source_tokens:128|new_tokens:6' in metrics(project, "rouge")["signature"]
 
 
 @pytest.fixture
@@ -115,11 +128,7 @@ def test_a_model_and_a_data_set_of_a_hub(tmp_path: Path, server: Server, monkeyp
     ]
     assert json.loads((project / "data/splits/provenance.json").read_text()) == provenance
 
-    # From here on no stage knows of a hub.
-    monkeypatch.chdir(project)
-    for stage in ("finetune dense", "finetune pruned", "export pruned", "generate dense", "generate pruned", "score"):
-        done = invoke(*stage.split())
-        assert done.exit_code == 0, (stage, done.output, done.exception)
+    run_the_other_stages(project, monkeypatch)
     assert 'prefix:"summarize: "|source_tokens:48' in metrics(project, "rouge")["signature"]
     assert metrics(project, "rouge")["documents"] == 6
 

@@ -345,7 +345,7 @@ def test_pruned_models_work_without_lopside(tiny_bart: Path, tiny_t5: Path, tiny
     kept: dict[str, tuple[Path, list[tuple[Sequence[int], Sequence[int]]]]] = {
         "bart": (tiny_bart, [(six, (5,)), ((0, 3, 5), (0, 5))]),
         "t5": (tiny_t5, [((0,), six), ((1, 3, 5), (0, 5))]),
-        "tied": (tiny_t5_tied, [((0, 2, 4), (1, 3))]),
+        "tied": (tiny_t5_tied, [((4,), range(4)), ((0, 2, 4), (1, 3))]),
     }
     layers = {}
     for name, (source, cells) in kept.items():

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from lopside.engines import BASELINE
 from lopside.errors import LopsideError
 from lopside.history import check_whole, flat, seedless
 from lopside.pictures import COLOURS, GREY, draw_courses, save
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
 SCORES = "outputs/scores.parquet"
 CURVE = "metrics/plots/finetune-{side}.csv"
-BASELINE = "transformers float32"
-"""`lopside.engines.BASELINE`, without what that imports; a test holds them equal."""
 
 
 @dataclass(frozen=True)
