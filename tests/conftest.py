@@ -16,6 +16,8 @@ import pytest
 from hypothesis import settings
 
 from tests.families import randomise, save
+from tests.preloaded import preloaded_python
+from tests.projects import ENVIRONMENT
 
 # A busy machine is no fault of the code: what a test may take is judged over the whole run.
 settings.register_profile("lopside", deadline=None)
@@ -91,6 +93,14 @@ def threads_as_before() -> Iterator[None]:
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def preloaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Stages that DVC runs for `tests.projects.run` need not import their libraries."""
+    with preloaded_python(tmp_path_factory.mktemp("preloaded")) as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ENVIRONMENT, "PATH", f"{folder}{os.pathsep}{ENVIRONMENT['PATH']}")
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -38,7 +38,7 @@ def run_the_other_stages(project: Path, monkeypatch: pytest.MonkeyPatch) -> None
         assert done.exit_code == 0, (stage, done.output, done.exception)
 
 
-@pytest.mark.usefixtures("threads_as_before")
+@pytest.mark.usefixtures("threads_as_before", "preloaded")
 def test_files_and_a_model_of_ones_own(tmp_path: Path, tiny_bart: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     project = tmp_path / "project"
     project.mkdir()
@@ -99,7 +99,7 @@ def server(tmp_path: Path, tiny_t5: Path, monkeypatch: pytest.MonkeyPatch) -> It
         yield running
 
 
-@pytest.mark.usefixtures("threads_as_before")
+@pytest.mark.usefixtures("threads_as_before", "preloaded")
 def test_a_model_and_a_data_set_of_a_hub(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     project = tmp_path / "project"
     project.mkdir()

@@ -18,7 +18,7 @@ def lopside(*arguments: str, folder: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory, tiny_bart: Path) -> Path:
+def project(tmp_path_factory: pytest.TempPathFactory, tiny_bart: Path, preloaded: None) -> Path:
     """Such a project with a tiny random model and a handful of pairs, nothing run yet but a stand-in for `download`.
 
     Both tests use it, so that what the first has run need not be run again: DVC's run cache has it.

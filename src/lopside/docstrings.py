@@ -227,12 +227,12 @@ def _prose(lines: Sequence[str]) -> list[str]:
             if _indent(line) > skipped_from:
                 continue
             skipped_from = None
-        if in_doctest or text.startswith(">>>") or re.match(r"In \[\d*\]:", text):
+        if in_doctest or text.startswith(">>>") or (text.startswith("In [") and re.match(r"In \[\d*\]:", text)):
             in_doctest = True
             continue
         if text.startswith("$ ") or _TYPE_FIELD.match(text):
             continue
-        if _DROPPED_DIRECTIVES.match(text):
+        if text.startswith("..") and _DROPPED_DIRECTIVES.match(text):
             skipped_from = _indent(line)
             continue
         if _UNDERLINE.match(line):
@@ -285,35 +285,35 @@ def _without_sections(lines: Sequence[str]) -> list[str]:
     return kept
 
 
-_INLINE: tuple[tuple[re.Pattern[str], str], ...] = tuple(
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r"!\[[^\]]*\]\([^)]*\)", " "),  # Markdown images, then links
-        (r"\[([^\]]+)\]\([^)\s]*\)", r"\1"),
-        (r":[\w:+.-]+:`~?!?([^`<]*?)\s*<[^`>]*>`", r"\1"),  # roles with a title, roles, links
-        (r":[\w:+.-]+:`[~!]?([^`]*)`", r"\1"),
-        (r"`([^`<]+?)\s*<[^`>]*>`_{0,2}", r"\1"),
-        (r"``([^`]*)``", r"\1"),
-        (r"`([^`]*)`_{0,2}", r"\1"),
-        (r"\b[A-Z]\{([^{}]*)\}", r"\1"),  # epytext
-        (r"\*\*([^*\s][^*]*)\*\*", r"\1"),
-        (r"(?<!\w)\*([^*\s][^*]*?)\*(?!\w)", r"\1"),
-        (r"(?<![\w\])])\[[\d#*]+\]_?", " "),  # citations
-        (r"<(https?|ftp)://[^>]*>|\b(https?|ftp)://\S+", " "),
-        (r"</?[A-Za-z][^<>]{0,40}>", " "),
-        (r"(?<!\w)_([^_\s][^_]*)_(?!\w)", r"\1"),
-        (r"\+\+(\w+)\+\+", r"\1"),  # keys, in MkDocs
-        (r"(?<!\S)\|(\w[\w ]*)\|", r"\1"),  # substitutions
-        (r"(^|\s)[:@](returns?|yields?):", r"\1returns"),
-        (r"(^|\s)[:@](raises?|throws|exception)\s+([^:]*):", r"\1raises \3:"),
-        (r"(^|\s)[:@](param|parameter|arg|argument|keyword|key|kwarg|ivar|cvar|var|attr)\s+([^:]*):", r"\1\3:"),
-        (r"(^|\s)@(note|see|since|author):", r"\1"),
-        (r"\\[A-Za-z]+\*?", " "),  # TeX commands
-        (r"[\\$`]+|(?<!\S)\|\|?(?!\S)", " "),
-        (r"(?<![\w.])[-=~*+#^_]{3,}(?![\w.])", " "),
-        (r"\s+([.,;:!?)])(?=\s|$)", r"\1"),
-        (r"\(\s*\)(?=[\s.,;:])", "()"),
-        (r"::+(?=\s|$)", ":"),
+_INLINE: tuple[tuple[str, re.Pattern[str], str], ...] = tuple(
+    (needed, re.compile(pattern), replacement)
+    for needed, pattern, replacement in (  # a text without what is needed is not searched: most have none of it
+        ("![", r"!\[[^\]]*\]\([^)]*\)", " "),  # Markdown images, then links
+        ("](", r"\[([^\]]+)\]\([^)\s]*\)", r"\1"),
+        (":`", r":[\w:+.-]+:`~?!?([^`<]*?)\s*<[^`>]*>`", r"\1"),  # roles with a title, roles, links
+        (":`", r":[\w:+.-]+:`[~!]?([^`]*)`", r"\1"),
+        (">`", r"`([^`<]+?)\s*<[^`>]*>`_{0,2}", r"\1"),
+        ("``", r"``([^`]*)``", r"\1"),
+        ("`", r"`([^`]*)`_{0,2}", r"\1"),
+        ("{", r"\b[A-Z]\{([^{}]*)\}", r"\1"),  # epytext
+        ("**", r"\*\*([^*\s][^*]*)\*\*", r"\1"),
+        ("*", r"(?<!\w)\*([^*\s][^*]*?)\*(?!\w)", r"\1"),
+        ("[", r"(?<![\w\])])\[[\d#*]+\]_?", " "),  # citations
+        ("://", r"<(https?|ftp)://[^>]*>|\b(https?|ftp)://\S+", " "),
+        ("<", r"</?[A-Za-z][^<>]{0,40}>", " "),
+        ("_", r"(?<!\w)_([^_\s][^_]*)_(?!\w)", r"\1"),
+        ("++", r"\+\+(\w+)\+\+", r"\1"),  # keys, in MkDocs
+        ("|", r"(?<!\S)\|(\w[\w ]*)\|", r"\1"),  # substitutions
+        (":", r"(^|\s)[:@](returns?|yields?):", r"\1returns"),
+        (":", r"(^|\s)[:@](raises?|throws|exception)\s+([^:]*):", r"\1raises \3:"),
+        (":", r"(^|\s)[:@](param|parameter|arg|argument|keyword|key|kwarg|ivar|cvar|var|attr)\s+([^:]*):", r"\1\3:"),
+        ("@", r"(^|\s)@(note|see|since|author):", r"\1"),
+        ("\\", r"\\[A-Za-z]+\*?", " "),  # TeX commands
+        ("", r"[\\$`]+|(?<!\S)\|\|?(?!\S)", " "),
+        ("", r"(?<![\w.])[-=~*+#^_]{3,}(?![\w.])", " "),
+        ("", r"\s+([.,;:!?)])(?=\s|$)", r"\1"),
+        ("(", r"\(\s*\)(?=[\s.,;:])", "()"),
+        ("::", r"::+(?=\s|$)", ":"),
     )
 )
 _BULLET = re.compile(r"^\s*([-*+•|>]|\(?[0-9a-z]{1,2}[.)]|#\.)\s+")
@@ -322,8 +322,9 @@ _BULLET = re.compile(r"^\s*([-*+•|>]|\(?[0-9a-z]{1,2}[.)]|#\.)\s+")
 def _inline(lines: Sequence[str]) -> str:
     """Lines as one line of plain text: bullets, roles, emphasis, links and fields down to their words."""
     text = " ".join(_BULLET.sub("", line).strip() for line in lines)
-    for pattern, replacement in _INLINE:
-        text = pattern.sub(replacement, text)
+    for needed, pattern, replacement in _INLINE:
+        if needed in text:
+            text = pattern.sub(replacement, text)
     return " ".join(text.split())
 
 
@@ -334,6 +335,11 @@ _NOT_A_SUMMARY = re.compile(
     r"|auto-?generated|automatically generated|do not edit|inherited docstring|docstring inherited|see base class",
     re.IGNORECASE,
 )
+
+
+def _word_count(text: str) -> int:
+    """How many of the parts between spaces have a letter."""
+    return len(re.findall(r"[^\sA-Za-z]*[A-Za-z]\S*", text))
 
 
 def _words(text: str) -> list[str]:
@@ -348,18 +354,21 @@ _FUNCTION_WORDS = frozenset(
 )
 
 
+_NO_LETTERS = bytes(code for code in range(128) if not chr(code).isalpha())
+
+
 def _is_english(text: str, letters: float) -> bool:
     """Whether that share of the characters (spaces aside) or more are ASCII letters, and hardly one is beyond ASCII."""
     characters = text.replace(" ", "")
-    return len(re.findall(r"[A-Za-z]", characters)) >= letters * len(characters) and sum(
-        ord(character) > 127 for character in characters
+    ascii_alone = characters.encode("ascii", "ignore")
+    return len(ascii_alone.translate(None, _NO_LETTERS)) >= letters * len(characters) and len(characters) - len(
+        ascii_alone
     ) <= 0.02 * len(characters)
 
 
 def _is_summary(text: str) -> bool:
-    words = [word for word in text.split() if re.search(r"[A-Za-z]", word)]
     return (
-        SUMMARY_WORDS[0] <= len(words)
+        SUMMARY_WORDS[0] <= _word_count(text)
         and len(text.split()) <= SUMMARY_WORDS[1]
         and re.match(r"[A-Za-z\"'(]", text) is not None
         and not text.endswith((":", ",", ";"))
@@ -370,9 +379,9 @@ def _is_summary(text: str) -> bool:
 
 
 def _is_body(text: str, fewest_words: int) -> bool:
-    words = [word for word in text.split() if re.search(r"[A-Za-z]", word)]
+    words = _word_count(text)
     common = sum(word in _FUNCTION_WORDS for word in _words(text))
-    return len(words) >= fewest_words and common >= 0.1 * len(words) and _is_english(text, 0.7)
+    return words >= fewest_words and common >= 0.1 * words and _is_english(text, 0.7)
 
 
 # Duplicates
@@ -442,7 +451,7 @@ def _signatures(sets: Sequence[frozenset[str]], hashes: int = 256) -> np.ndarray
     """MinHash of each set, uint32 (sets, hashes): two sets agree in a column with their Jaccard similarity's chance."""
     numbers: dict[str, int] = {}
     flat = np.array(
-        [numbers.setdefault(word, len(numbers)) for words in sets for word in sorted(words) or [""]], dtype=np.int64
+        [numbers.setdefault(word, len(numbers)) for words in sets for word in words or [""]], dtype=np.int64
     )
     starts = np.cumsum([0] + [max(len(words), 1) for words in sets[:-1]])
     digests = b"".join(hashlib.blake2b(word.encode(), digest_size=4).digest() for word in numbers)

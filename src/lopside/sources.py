@@ -4,6 +4,7 @@
 Nothing of them is installed or run.
 """
 
+import gc
 import os
 import re
 import subprocess
@@ -161,8 +162,9 @@ def read_wheels_at_once(wheels: Sequence[Path], body_words: int = BODY_WORDS) ->
     """
     largest_first = sorted(range(len(wheels)), key=lambda number: -wheels[number].stat().st_size)
     pairs: dict[int, list[Pair]] = {}
-    # spawn: the parent may have started threads, which do not survive a fork
-    with get_context("spawn").Pool(min(os.cpu_count() or 1, len(wheels))) as pool:
+    # spawn: the parent may have started threads, which do not survive a fork. No collector: syntax trees are millions
+    # of objects without a cycle, and it would look through them all, again and again.
+    with get_context("spawn").Pool(min(os.cpu_count() or 1, len(wheels)), initializer=gc.disable) as pool:
         read = pool.imap(partial(read_wheel, body_words=body_words), [wheels[number] for number in largest_first])
         for number, found in zip(largest_first, progress(read, total=len(wheels), label="read wheels"), strict=True):
             pairs[number] = found

@@ -390,11 +390,16 @@ class _Copy:
 
     def _configure(self) -> None:
         """DVC's cache and settings, and who commits, are those of the user's repository."""
+        from dvc.config import Config
+        from dvc.repo import Repo
+
         local = Path(".dvc/config.local")
         if local.is_file():
             shutil.copy(local, self.project / local)
-        cache = self._call([*DVC, "cache", "dir"], folder=Path.cwd()).strip()
-        self._call([*DVC, "config", "--local", "cache.dir", cache])
+        with Repo() as repo:
+            cache = repo.cache.local_cache_dir
+        with Config(str(self.project / ".dvc")).edit("local") as config:
+            config["cache"]["dir"] = cache
         for key in ("user.name", "user.email"):
             if (value := git("config", "--local", key)) is not None:
                 self._git("config", key, value.strip())
