@@ -324,6 +324,13 @@ def test_the_last_steps_of_a_round_see_the_own_pairs_alone(bert: Path) -> None:
     assert not all(seen[:5])
     assert {index for batch in batches.of_pairs[5:] for index in batch} == own
 
+    # A round with the same seed that passes over what this one has used goes on where it ended.
+    longer, rest = (
+        recipe.Batches(tokenizer, train, OWN, TINY["lengths"], settings | more)
+        for more in ({"steps": 40}, {"used": {"pairs": 5, "own": 15}})
+    )
+    assert longer.of_pairs == batches.of_pairs[:5] + rest.of_pairs[:5] + batches.of_pairs[5:] + rest.of_pairs[5:]
+
     with pytest.raises(LopsideError, match="own: none of the pairs"):
         recipe.Batches(tokenizer, train, {"f" * 16}, TINY["lengths"], settings)
 
@@ -348,7 +355,7 @@ def test_the_recipe_has_a_stage_for_each_module_and_round() -> None:
         "evaluate": "python -m recipes.base.evaluate models/docs-bart-mini",
     }
     starts = {name: item["start"] for name, item in stages["train"]["foreach"].items()}
-    assert all((recipe.HERE / starts[name]) == recipe.ROUNDS[name] for name in ("second", "micro"))
+    assert all((recipe.HERE / starts[name]) == recipe.ROUNDS[name] for name in ("second", "third", "micro"))
     assert starts.keys() == recipe.ROUNDS.keys() == recipe.read_params()["rounds"].keys()
 
 

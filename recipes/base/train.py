@@ -1,8 +1,9 @@
 """Train docs-bart-mini and docs-bart-micro, in rounds.
 
 The first round starts from MiniLM: text infilling, then summaries with the encoder frozen, then with all of it. The
-second goes on from the first with all of it, over every pair and then over those of the default data alone. So does the
-round ``micro``, from what `recipes.base.narrow` cuts out of docs-bart-mini.
+second goes on from the first with all of it, over every pair and then over those of the default data alone; the third
+does so with the pairs that the second has not come to. The round ``micro`` goes on from what `recipes.base.narrow` cuts
+out of docs-bart-mini.
 
 A loop of our own rather than the Trainer: bf16 weights beside float32 masters, batches of a fixed number of tokens and
 an encoder that is let go part of the way together made a step several times faster on a CPU.
@@ -37,7 +38,12 @@ from recipes.base.warmstart import minilm_folder, trimmed_tokenizer, warm_bart
 
 HERE = Path(__file__).parent
 PAIRS = HERE / "outputs/pairs.parquet"
-ROUNDS: dict[str, Path | None] = {"first": None, "second": HERE / "outputs/first", "micro": HERE / "outputs/narrow"}
+ROUNDS: dict[str, Path | None] = {
+    "first": None,
+    "second": HERE / "outputs/first",
+    "third": HERE / "outputs/second",
+    "micro": HERE / "outputs/narrow",
+}
 """Round -> the folder of the model that it starts from; None: MiniLM."""
 TRAINED_ON = "trained_on.npy"
 IGNORED = -100
@@ -193,19 +199,21 @@ class Batches:
         self.stretches = [np.array(ids) for ids in stretches + summaries if len(ids) >= SHORTEST_STRETCH]
         steps = settings["steps"]
         self.infill_steps, own_steps = round(steps * settings["infill"]), round(steps * settings["own"])
-        self.of_pairs = self._batches(np.arange(len(self.pairs)), 1, steps - self.infill_steps - own_steps)
-        self.of_pairs += self._batches(np.flatnonzero(train.id.isin(list(own))), 2, own_steps)
+        used = settings.get("used", {"pairs": 0, "own": 0})
+        every = np.arange(len(self.pairs))
+        self.of_pairs = self._batches(every, 1, used["pairs"], steps - self.infill_steps - own_steps)
+        self.of_pairs += self._batches(np.flatnonzero(train.id.isin(list(own))), 2, used["own"], own_steps)
 
-    def _batches(self, chosen: np.ndarray, part: int, steps: int) -> list[list[int]]:
-        """So many batches of the chosen pairs: as many epochs as that takes, the last one cut."""
+    def _batches(self, chosen: np.ndarray, part: int, used: int, steps: int) -> list[list[int]]:
+        """So many batches of the chosen pairs, behind those that are used: as many epochs as that takes."""
         examples, batches = [self.pairs[i] for i in chosen], list[list[int]]()
         if steps and not examples:
             raise LopsideError("recipes/base/params.yaml: own: none of the pairs is one of the default data's")
-        while len(batches) < steps:
+        while len(batches) < used + steps:
             generator = np.random.default_rng([self.settings["seed"], part, len(batches)])
             epoch = batches_of(examples, self.settings["tokens"], generator)
             batches += [[int(chosen[i]) for i in batch] for batch in epoch]
-        return batches[:steps]
+        return batches[used : used + steps]
 
     def of(self, step: int) -> dict[str, torch.Tensor]:
         settings, tokenizer = self.settings, self.tokenizer
