@@ -37,8 +37,9 @@ format: install ## rewrite the code in the style that lint checks
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-base: ## ship the base model that `dvc repro` in recipes/base has trained
+base: ## ship the base models that `dvc repro` in recipes/base has trained
 	cp recipes/base/outputs/second/* models/docs-bart-mini/
+	cp recipes/base/outputs/micro/* models/docs-bart-micro/
 
 # Versions without hashes, because the builds of torch (CPU, CUDA) differ in them, and without the GPU packages of one
 # build: pip adds those that torch needs.

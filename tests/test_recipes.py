@@ -20,7 +20,7 @@ from transformers import BartForConditionalGeneration, BertConfig, BertModel
 from lopside.docstrings import Pair
 from lopside.errors import LopsideError
 from recipes.base import train as recipe
-from recipes.base.curve import course, draw
+from recipes.base.curve import MODELS, course, draw
 from recipes.base.evaluate import MEASURES, ROWS, markdown, share_copying, with_other_bodies
 from recipes.base.narrow import activity, cut
 from recipes.base.text import to_learn
@@ -352,11 +352,12 @@ def test_the_recipe_has_a_stage_for_each_module_and_round() -> None:
         "text": "python -m recipes.base.text",
         "train": "python -m recipes.base.train ${key}",
         "narrow": "python -m recipes.base.narrow",
-        "evaluate": "python -m recipes.base.evaluate models/docs-bart-mini",
+        "evaluate": "python -m recipes.base.evaluate models/${item}",
     }
     starts = {name: item["start"] for name, item in stages["train"]["foreach"].items()}
     assert all((recipe.HERE / starts[name]) == recipe.ROUNDS[name] for name in ("second", "third", "micro"))
     assert starts.keys() == recipe.ROUNDS.keys() == recipe.read_params()["rounds"].keys()
+    assert {name for names in MODELS for name in names} == recipe.ROUNDS.keys()
 
 
 def test_the_course_counts_on_from_round_to_round(tmp_path: Path) -> None:

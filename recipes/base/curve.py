@@ -1,4 +1,4 @@
-"""How docs-bart-mini came to what it is: validation ROUGE-2 against the tokens it had seen, as table and picture."""
+"""How the base models came to what they are: validation ROUGE-2 against the tokens seen, as table and picture."""
 
 from pathlib import Path
 
@@ -6,9 +6,10 @@ import click
 import pandas as pd
 
 from lopside.pictures import draw_courses
-from recipes.base.train import ROUNDS
 
 HERE = Path(__file__).parent
+MODELS = (("first", "second", "third"), ("micro",))
+"""The rounds of each model, in their order."""
 
 
 def course(logs: dict[str, Path]) -> pd.DataFrame:
@@ -44,7 +45,8 @@ def draw(table: pd.DataFrame, path: Path) -> None:
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Write the picture to this PNG file too.")
 def main(plot: Path | None) -> None:
     """Print the course of the training, of all rounds, as a Markdown table."""
-    table = course({name: HERE / f"training-{name}.csv" for name in ROUNDS})
+    logs = [{name: HERE / f"training-{name}.csv" for name in names} for names in MODELS]
+    table = pd.concat([course(each) for each in logs if any(log.exists() for log in each.values())])
     if plot:
         draw(table, plot)
     print("| round | step | million tokens | minutes | validation loss | validation ROUGE-2 |")

@@ -1,8 +1,9 @@
-"""Cut a narrower model out of docs-bart-mini: as many layers, with fewer channels, heads and inner neurons each.
+"""Cut a narrower model out of docs-bart-mini, as its second round leaves it.
 
-What stays is what is most active on calibration documents, as in Minitron (Muralidharan et al. 2024, 2407.14679, 2.2):
-channels by the mean absolute output of all layer norms, the same ones everywhere, since all layers add to one stream;
-heads and neurons layer by layer, by their mean absolute output. The round ``micro`` then trains what is left.
+It has as many layers, with fewer channels, heads and inner neurons each. What stays is what is most active on
+calibration documents, as in Minitron (Muralidharan et al. 2024, 2407.14679, 2.2): channels by the mean absolute output
+of all layer norms, the same ones everywhere, since all layers add to one stream; heads and neurons layer by layer, by
+their mean absolute output. The round ``micro`` then trains what is left.
 """
 
 import copy
@@ -23,8 +24,9 @@ from lopside.machine import keep_memory
 from lopside.models import load_model, load_tokenizer
 from recipes.base.train import PAIRS, TRAINED_ON, collate, examples_of, read_params
 
-SOURCE = Path("models/docs-bart-mini")
-TARGET = Path(__file__).parent / "outputs/narrow"
+HERE = Path(__file__).parent
+SOURCE = HERE / "outputs/second"
+TARGET = HERE / "outputs/narrow"
 
 
 def activity(
@@ -93,7 +95,7 @@ def _most(active: torch.Tensor, count: int) -> torch.Tensor:
 
 @click.command()
 def main() -> None:
-    """Write outputs/narrow, cut from models/docs-bart-mini."""
+    """Write outputs/narrow, cut from outputs/second."""
     keep_memory()
     params = read_params()
     settings = params["narrow"]
