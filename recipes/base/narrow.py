@@ -21,7 +21,7 @@ from transformers.models.bart.modeling_bart import BartAttention
 
 from lopside.files import new_folder
 from lopside.machine import keep_memory
-from lopside.models import load_model, load_tokenizer
+from lopside.models import copy_companions, load_model, load_tokenizer
 from recipes.base.train import PAIRS, TRAINED_ON, collate, examples_of, read_params
 
 HERE = Path(__file__).parent
@@ -110,7 +110,7 @@ def main() -> None:
     print(f"{narrow.num_parameters():,} of {model.num_parameters():,} parameters")
     with new_folder(TARGET) as folder:
         narrow.bfloat16().save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        copy_companions(SOURCE, folder)
         shutil.copy(SOURCE / TRAINED_ON, folder)
 
 
