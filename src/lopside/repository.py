@@ -138,17 +138,22 @@ def outputs(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, str | None]:
     return written
 
 
-def cache() -> Path:
-    """The folder of DVC's cache here: a file lies where its hash says, split after two digits.
-
-    Raises LopsideError where DVC's settings cannot be read.
-    """
+def cache_folder() -> Path:
+    """The folder that DVC's cache is in here. Raises LopsideError where DVC's settings cannot be read."""
     from dvc.config import Config, ConfigError
 
     try:
-        return Path(Config(".dvc")["cache"].get("dir", ".dvc/cache"), "files/md5")
+        return Path(Config(".dvc")["cache"].get("dir", ".dvc/cache"))
     except ConfigError as error:
         raise LopsideError(f".dvc: {error}") from error
+
+
+def cache() -> Path:
+    """The folder of the files in it: one lies where its hash says, split after two digits.
+
+    Raises LopsideError where DVC's settings cannot be read.
+    """
+    return cache_folder() / "files/md5"
 
 
 def leaf(tree: Any, key: str, where: str) -> float:

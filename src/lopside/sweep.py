@@ -29,7 +29,7 @@ from lopside.grid import Cell, Plan, plan
 from lopside.history import flat, row_of
 from lopside.known import DATASETS, HUB_MODELS, locate
 from lopside.params import MODELS
-from lopside.repository import PARAMS, SHORT, experiments, git, head, read_mapping, read_text, stages_of
+from lopside.repository import PARAMS, SHORT, cache_folder, experiments, git, head, read_mapping, read_text, stages_of
 
 DVC = (sys.executable, "-m", "dvc")
 
@@ -391,15 +391,12 @@ class _Copy:
     def _configure(self) -> None:
         """DVC's cache and settings, and who commits, are those of the user's repository."""
         from dvc.config import Config
-        from dvc.repo import Repo
 
         local = Path(".dvc/config.local")
         if local.is_file():
             shutil.copy(local, self.project / local)
-        with Repo() as repo:
-            cache = repo.cache.local_cache_dir
         with Config(str(self.project / ".dvc")).edit("local") as config:
-            config["cache"]["dir"] = cache
+            config["cache"]["dir"] = str(cache_folder().resolve())
         for key in ("user.name", "user.email"):
             if (value := git("config", "--local", key)) is not None:
                 self._git("config", key, value.strip())
