@@ -30,6 +30,7 @@ def row(
         "unit": "sixths",
         "overrides": "train.batch_size=64",
         "settings": "12ab34cd",
+        "inputs": "56ef78ab",
         "training": ("1.0", "0", "64", "0.0005", "linear"),
         "documents": 2000,
         "machine": "made-up CPU, 2 cores",

@@ -15,7 +15,17 @@ from hypothesis import strategies as st
 from lopside import history
 from lopside.errors import LopsideError
 from lopside.grid import plan
-from lopside.history import Row, _check_current, _digest, changes, flat, read_history, seedless, write_history
+from lopside.history import (
+    Row,
+    _check_current,
+    _digest,
+    _inputs,
+    changes,
+    flat,
+    read_history,
+    seedless,
+    write_history,
+)
 from lopside.repository import Experiment
 from tests.projects import ENVIRONMENT, ROOT, commit, run
 from tests.rows import row
@@ -57,7 +67,17 @@ def test_columns_are_named_as_dvc_names_them_and_a_new_setting_adds_its_own(file
     write_history(ROWS[:1], tmp_path / "less.csv")
     less = (tmp_path / "less.csv").read_text().splitlines()[0].split(",")
     assert set(header) - set(less) == {
-        f"natural.batch_8.{leaf}" for leaf in ("dense_ms", "pruned_ms", "speedup", "speedup_low", "speedup_high")
+        f"natural.batch_8.{leaf}"
+        for leaf in (
+            "dense_ms",
+            "pruned_ms",
+            "speedup",
+            "speedup_low",
+            "speedup_high",
+            "total",
+            "total_low",
+            "total_high",
+        )
     }
 
 
@@ -249,6 +269,18 @@ def test_settings_change_with_every_param_that_a_summary_depends_on() -> None:
     own = timing_and_scoring | layers | {"keep.strategy"}
     assert without_effect(keep_strategy="uniform") == own | {"keep.measure", "keep.documents"}
     assert without_effect(keep_strategy="importance") == timing_and_scoring | layers
+
+
+def test_inputs_change_with_the_parent_and_the_pairs() -> None:
+    def inputs(parent: str = "a", pairs: str = "b", origin: str = "c", trained: bool = False) -> str:
+        outs = [{"path": "outputs/parent", "md5": parent}, {"path": "outputs/parent_origin.json", "md5": origin}]
+        stages = {"parent": {"outs": outs}, "prune": {"deps": [{"path": "data/splits/train.parquet", "md5": pairs}]}}
+        return _inputs({"parent.train": trained}, {"machine": {}, **stages})
+
+    assert inputs() == inputs(origin="other")
+    assert len({inputs(), inputs(parent="other"), inputs(pairs="other")}) == 3
+    # A parent that was trained first is another with every seed.
+    assert inputs(trained=True) == inputs("other", trained=True) != inputs(origin="other", trained=True)
 
 
 def test_a_signature_without_its_seed() -> None:

@@ -56,6 +56,17 @@ def unrendered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pictures, "save", save)
 
 
+@pytest.fixture
+def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures of few points: for tests of whether there are any."""
+
+    def save(figure: Any, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, format="png", dpi=30)
+
+    monkeypatch.setattr(pictures, "save", save)
+
+
 @pytest.fixture(scope="module")
 def reported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]:
     """The folder of the report on `history`, and what was drawn; only to be looked at."""
@@ -72,8 +83,8 @@ def test_the_page_has_all_its_parts_and_pictures(reported: tuple[Path, list[Path
     for heading in (
         "# What lopside measured",
         "## The paper's claims",
-        "## docs-bart-mini on docstrings, uniform",
-        "## docs-bart-mini on ./tickets\\_\\*.csv, uniform",
+        "## docs-bart-mini on docstrings, uniform, 1 epoch, transformers float32",
+        "## docs-bart-mini on ./tickets\\_\\*.csv, uniform, 1 epoch, transformers float32",
         "## Average degradation",
         "## ROUGE-2 lost for each sixth of the layers",
         "## Three documents",
@@ -110,6 +121,7 @@ def test_the_html_needs_no_other_file(reported: tuple[Path, list[Path]]) -> None
     assert all(re.findall(r'<img [^>]*alt="([^"]*)"', page))
 
 
+@pytest.mark.usefixtures("coarse")
 @pytest.mark.parametrize(
     "rows",
     [
@@ -143,7 +155,9 @@ def test_little_or_odd_history_makes_a_page(folder: Path, rows: list[Row]) -> No
 
 
 def test_where_no_cell_was_timed_nothing_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    (study,) = studies([row(6, 1, -1, 2, speeds=SPEEDS), row(6, 1, -1, 2, seed=1)])
+    timed = row(6, 1, -1, 2, speeds=SPEEDS)
+    bare = {key: value for key, value in timed.figures.items() if "speedup" not in key}
+    (study,) = studies([replace(timed, figures=bare)])
     drawn: list[Any] = []
     monkeypatch.setattr(pictures, "save", lambda figure, path: drawn.append(figure))
     pictures.tradeoff(study, "natural", Path())
@@ -153,16 +167,52 @@ def test_where_no_cell_was_timed_nothing_is_drawn(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.usefixtures("unrendered")
+def test_models_of_several_sizes_share_a_picture_where_they_compare(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[list[str]] = []
+    draw = pictures.models
+
+    def spy(mains: list[Any], speed: Any, path: Path) -> None:
+        compared.append([study.first.model for study in mains])
+        draw(mains, speed, path)
+
+    monkeypatch.setattr(pictures, "models", spy)
+    rows = [each for model in ("docs-bart-mini", "docs-bart-micro") for each in grid(REDUCED, model=model)]
+    write_report(rows, folder / "report")
+    assert [sorted(names) for names in compared] == [["docs-bart-micro", "docs-bart-mini"]]
+    assert "\n## Size and accuracy\n" in (folder / "report/report.md").read_text()
+    others = (
+        grid(REDUCED, dataset="xsum", model="docs-bart-micro"),
+        grid(REDUCED, model="flan-t5-small", machine="another"),
+    )
+    write_report([*rows[:7], *others[0], *others[1]], folder / "report")
+    assert len(compared) == 1
+
+
+def test_each_model_has_a_colour_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(pictures, "save", lambda figure, path: drawn.append(figure))
+    pictures.models(studies([*grid(REDUCED), *grid(REDUCED[:2], model="other")]), ("fixed", 1), Path())
+    accuracy, time_taken = drawn[0].axes
+    assert [(line.get_label(), len(line.get_xdata())) for line in accuracy.lines] == [
+        ("docs-bart-mini", 7),
+        ("other", 2),
+    ]
+    assert len({line.get_color() for line in time_taken.lines}) == 2
+    assert [text.get_text() for text in accuracy.texts].count("6-6") == 2
+
+
+@pytest.mark.usefixtures("unrendered")
 def test_rows_of_two_machines_never_share_a_picture(folder: Path) -> None:
     drawn = write_report([row(6, 1, -1, 2), row(6, 3, -1, 2), row(6, 1, -1, 3, machine="another")], folder / "report")
     text = (folder / "report/report.md").read_text()
-    assert text.count("\n## docs-bart-mini on docstrings, uniform\n") == 2
-    assert (
-        "2 cells, 1 seed each; transformers float32 on made-up CPU, 2 cores; 2,000 test documents; epochs 1.0, " in text
-    )
-    assert "1 cell, 1 seed each; transformers float32 on another" in text
+    assert text.count("\n## docs-bart-mini on docstrings, uniform, 1 epoch, transformers float32\n") == 2
+    assert "2 cells, 1 seed each; timed on made-up CPU, 2 cores; 2,000 test documents; epochs 1.0, " in text
+    assert "1 cell, 1 seed each; timed on another" in text
     # Whose claims they are, and that two studies of one title can be told apart.
-    assert "1 to 4 for docs-bart-mini on docstrings, uniform (2 cells, 1 seed each; transformers float32 on " in text
+    title = "docs-bart-mini on docstrings, uniform, 1 epoch, transformers float32"
+    assert f"1 to 4 for {title} (2 cells, 1 seed each; timed on " in text
     assert [path.name for path in drawn if "tradeoff" in path.name] == ["tradeoff-fixed.png", "2-tradeoff-fixed.png"]
 
 

@@ -24,6 +24,7 @@ def test_rows_that_differ_in_layers_and_seed_alone_are_one_study() -> None:
         {"model": "flan-t5-small"},
         {"strategy": "last"},
         {"settings": "99999999"},
+        {"inputs": "99999999"},
         {"signature": 'made-up|seed:0|prefix:"c"'},
         {"unit": "layers"},
     ],
@@ -58,6 +59,16 @@ def test_the_study_of_most_cells_comes_first_and_is_the_main_one() -> None:
     assert main_studies(studies([row(12, 2, unit="layers")])) == {}
 
 
+def test_whole_epochs_come_before_steps() -> None:
+    short: dict[str, Any] = {"training": ("1.0", "80", "32", "0.0005", "linear"), "settings": "short"}
+    found = studies([row(6, 1), *grid(**short)])
+    assert [study.title for study in found] == [
+        f"docs-bart-mini on docstrings, uniform, {length}, transformers float32" for length in ("1 epoch", "80 steps")
+    ]
+    longest = row(6, 1, training=("2.5", "0", "32", "0.0005", "linear"), timing="engine:ctranslate2 int8")
+    assert studies([longest])[0].title == "docs-bart-mini on docstrings, uniform, 2.5 epochs, ctranslate2 int8"
+
+
 def test_seeds_are_averaged_and_so_are_the_ends() -> None:
     (study,) = studies([row(6, 1, -1, 2), row(6, 1, -2, 3, seed=1, width=1)])
     cell = study.cells[6, 1]
@@ -67,10 +78,11 @@ def test_seeds_are_averaged_and_so_are_the_ends() -> None:
     assert cell.figure("fixed.batch_1.pruned_ms") == pytest.approx((50 + 100 / 3) / 2)
 
 
-def test_a_figure_that_one_seed_lacks_is_none() -> None:
+def test_a_figure_that_one_seed_lacks_is_that_of_the_others() -> None:
     speeds = (("fixed", 1), ("natural", 8))
     (study,) = studies([row(6, 1, speeds=speeds), row(6, 1, seed=1)])
-    assert study.cells[6, 1].speedup(("natural", 8)) is None
+    assert study.cells[6, 1].speedup(("natural", 8)) == (1.0, 0.9, 1.1)
+    assert study.cells[6, 1].speedup(("natural", 1)) is None
     assert study.speeds == [("fixed", 1), ("natural", 8)]
 
 

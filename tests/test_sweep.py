@@ -23,7 +23,7 @@ from lopside.errors import LopsideError
 from lopside.grid import Cell, Plan
 from lopside.history import Row, row_of, update_history, write_history
 from lopside.sweep import COPY, LOGS, _Copy, _Progress, duration, time_left
-from tests import cheap_pipeline
+from tests import cheap_pipeline, history_check
 from tests.projects import ENVIRONMENT, commit, run
 
 LOPSIDE = (sys.executable, "-c", "from lopside.commands import main; main()")
@@ -137,6 +137,21 @@ def test_dvc_shows_the_experiments_under_the_same_names_and_figures(project: Pat
     assert row.figure("fixed.batch_8.speedup") == round(12 / (2 + 3 + 1.17), 3)
     advice = CliRunner().invoke(main, ["recommend", "--min-speedup", "1.5"]).output
     assert f"To have it:  dvc exp apply e6-d1-importance-s0-{revision(project)}\n" in advice
+
+
+def test_rows_are_recomputed_from_their_experiments(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ENVIRONMENT, "TOLD", str(tmp_path / "told"))
+    rows = update_history()[0]
+    assert history_check.chosen(rows, [], 2) == [rows[0], rows[2]]
+    assert history_check.chosen(rows, [rows[1].experiment], 2) == [rows[1]]
+    clone = history_check.clone_of(project, tmp_path / "clone")
+    again = history_check.recompute(rows[1], clone, ("dense", "pruned", "score"))
+    assert (tmp_path / "told").read_text().splitlines() == [
+        f"{stage} {rows[1].enc} {rows[1].dec} 0" for stage in ("dense", "pruned", "score")
+    ]
+    assert again["delta.rouge2"] == rows[1].figure("delta.rouge2") != 0
 
 
 def test_a_cell_that_fails_is_reported_with_its_log_and_the_rest_go_on(project: Path) -> None:

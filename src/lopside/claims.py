@@ -1,7 +1,8 @@
 """The paper's five claims: what our rows say of each, what the authors' own published figures say, and a verdict.
 
 A verdict goes by the interval: `holds` and `does not hold` where it lies on one side of the bound, else `undecided`;
-`not measured` where rows are missing.
+`not measured` where rows are missing. An average is of two comparisons at least, or undecided. Intervals of ROUGE-2 are
+those of `Study.delta` and `Study.deltas`.
 """
 
 from __future__ import annotations
@@ -83,56 +84,62 @@ def study_verdicts(study: Study) -> list[Verdict]:
 
 def accuracy_follows_encoder(study: Study) -> Verdict:
     """ROUGE-2 of 6-x minus that of x-6, as many layers, the mean over x."""
-    pairs = _mirrored({pair: cell.delta for pair, cell in study.cells.items()})
+    pairs = {x: _compared(study, (ALL, x), (x, ALL)) for x in _mirrored(study.cells)}
     theirs = [_mirrored(_exact(figures)) for figures in published.rouge2().values()]
     return _averaged(ENCODER, "ROUGE-2 of 6-x minus x-6", None, POINTS, pairs, theirs)
 
 
 def latency_follows_decoder(study: Study, speed: Speed) -> Verdict:
     """Speedup of 6-x / speedup of x-6, the geometric mean over x."""
-    batch = _their_batch(study, speed)
+    batch = _their_batch(speed)
     theirs = [_mirrored(batches.get(batch, {})) for batches in published.speedups().values()]
     return _averaged(DECODER, "speedup of 6-x / x-6", speed, TIMES, _mirrored(_speedups(study, speed)), theirs)
 
 
 def asymmetric_beats_symmetric(study: Study, speed: Speed) -> Verdict:
     """ROUGE-2 of the best asymmetric cell that is not slower than x-x, minus that of x-x, the mean over x."""
-    speedups, batch = _speedups(study, speed), _their_batch(study, speed)
-    pairs = _beside_symmetric({pair: study.cells[pair].delta for pair in speedups}, speedups)
-    theirs = [
-        _beside_symmetric(_exact(figures), published.speedups()[model].get(batch, {}))
-        for model, figures in published.deltas().items()
-    ]
+    speedups, deltas, batch = _speedups(study, speed), _deltas(study), _their_batch(speed)
+    beside = _beside_symmetric(deltas, speedups)
+    pairs = {x: _compared(study, best, (x, x)) for x, best in beside.items() if best}
+    theirs = []
+    for model, figures in published.deltas().items():
+        exact = _exact(figures)
+        found = _beside_symmetric(exact, published.speedups()[model].get(batch, {}))
+        theirs.append({x: (exact[best], exact[x, x]) for x, best in found.items() if best})
+    words = [f"{names([best])} beside {x}-{x}" if best else f"none is as fast as {x}-{x}" for x, best in beside.items()]
     measure = "ROUGE-2 of the best cell as fast as x-x, minus x-x"
-    return _averaged(ASYMMETRY, measure, speed, POINTS, pairs, theirs)
+    return _averaged(ASYMMETRY, measure, speed, POINTS, pairs, theirs, words)
 
 
 def three_for_one(study: Study, speed: Speed) -> Verdict:
-    """The cell that loses least of those about three times as fast; no verdict where neither 6-1 nor 6-2 is there."""
-    speedups = _speedups(study, speed)
-    deltas = {pair: study.cells[pair].delta for pair in speedups}
+    """The asymmetric cell that loses least of those about three times as fast; it fails only where 6-1 and 6-2 did."""
+    speedups = {pair: speedup for pair, speedup in _speedups(study, speed).items() if pair[0] != pair[1]}
+    deltas = {pair: delta for pair, delta in _deltas(study).items() if pair in speedups}
     shown = _least_loss(deltas, speedups)
     if shown:
-        ours = _in_words(study.cells[shown], speedups[shown])
+        ours = _in_words(study.cells[shown], deltas[shown], speedups[shown])
     elif speedups:
         shown = max(speedups, key=lambda pair: speedups[pair].value)
-        ours = f"none; the fastest is {_in_words(study.cells[shown], speedups[shown])}"
+        ours = f"none; the fastest is {_in_words(study.cells[shown], deltas[shown], speedups[shown])}"
     else:
         ours = ""
     theirs = []
     for model, figures in published.deltas().items():
-        times = published.speedups()[model].get(_their_batch(study, speed), {})
-        if pair := _least_loss(_exact(figures), times):
-            theirs.append("{} {} {}-{}: {:.2f}x, {:+.2f}".format(*model, *pair, times[pair].value, figures[pair]))
+        times = published.speedups()[model].get(_their_batch(speed), {})
+        lopsided = {pair: delta for pair, delta in _exact(figures).items() if pair[0] != pair[1]}
+        if pair := _least_loss(lopsided, times):
+            kept = 1 + figures[pair] / published.rouge2()[model][DENSE]
+            words = "{} {} {}-{}: {:.2f}x, {:+.2f}, {:.1%} retained"
+            theirs.append(words.format(*model, *pair, times[pair].value, figures[pair], kept))
         elif times:
             theirs.append("{} {}: none".format(*model))
     possible = [pair for pair in speedups if speedups[pair].high >= ABOUT_3 and deltas[pair].high >= -ABOUT_1]
     sure = [pair for pair in possible if speedups[pair].low >= ABOUT_3 and deltas[pair].low >= -ABOUT_1]
-    if not {(ALL, 1), (ALL, 2)} & speedups.keys():
-        verdict = UNMEASURED
-    elif sure:
+    if sure:
         verdict = HOLDS
         ours += "" if shown in sure else f"; even at the far ends of its intervals: {names(sure)}"
+    elif not {(ALL, 1), (ALL, 2)} <= speedups.keys():
+        verdict = UNMEASURED
     elif possible:
         verdict = UNDECIDED
         ours += f"; within its intervals: {names(possible)}"
@@ -151,11 +158,12 @@ def three_for_one(study: Study, speed: Speed) -> Verdict:
 def same_across(mains: Mapping[Subject, Study]) -> Verdict:
     """Whether 6-1, 3-3 and 1-6 come in the same order of ROUGE-2 for each model and data set.
 
-    It does not where two of them differ, by their intervals, one way here and the other way there.
+    It does not where two of them differ, by their intervals, one way here and the other way there; that it does takes
+    two models and two data sets.
     """
     cells: tuple[Pair, ...] = ((ALL, 1), (3, 3), (1, ALL))
     measured = {
-        subject: {pair: study.cells[pair].delta for pair in cells}
+        subject: dict(zip(cells, study.deltas(*cells), strict=True))
         for subject, study in mains.items()
         if all(pair in study.cells for pair in cells)
     }
@@ -174,7 +182,8 @@ def same_across(mains: Mapping[Subject, Study]) -> Verdict:
     elif any({-1, 1} <= each for each in signs):
         verdict = FAILS
     else:
-        verdict = HOLDS if all(each in ({1}, {-1}) for each in signs) else UNDECIDED
+        across = all(len(set(each)) > 1 for each in zip(*measured, strict=True))
+        verdict = HOLDS if across and all(each in ({1}, {-1}) for each in signs) else UNDECIDED
     return Verdict(SAME, "order of 6-1, 3-3 and 1-6 by ROUGE-2", None, "; ".join(ours), "; ".join(theirs), verdict)
 
 
@@ -202,20 +211,14 @@ def _mirrored(figures: Mapping[Pair, Figure]) -> dict[int, tuple[Figure, Figure]
     return {x: (figures[ALL, x], figures[x, ALL]) for x in FEWER if (ALL, x) in figures and (x, ALL) in figures}
 
 
-def _beside_symmetric(
-    deltas: Mapping[Pair, Estimate], speedups: Mapping[Pair, Estimate]
-) -> dict[int, tuple[Estimate, Estimate]]:
-    """x -> the best delta of the asymmetric cells that, within the intervals, are as fast as x-x, and that of x-x."""
+def _beside_symmetric(deltas: Mapping[Pair, Estimate], speedups: Mapping[Pair, Estimate]) -> dict[int, Pair | None]:
+    """x -> of the asymmetric cells that are as fast as x-x, within its interval, the one that loses least, if any."""
+    both = sorted(deltas.keys() & speedups.keys())
     found = {}
     for x in FEWER:
-        if (x, x) in deltas and (x, x) in speedups:
-            fast = [
-                deltas[pair]
-                for pair in deltas.keys() & speedups.keys()
-                if pair[0] != pair[1] and speedups[pair].high >= speedups[x, x].low
-            ]
-            if fast:
-                found[x] = max(fast, key=lambda delta: delta.value), deltas[x, x]
+        if (x, x) in both:
+            fast = [pair for pair in both if pair[0] != pair[1] and speedups[pair].value >= speedups[x, x].low]
+            found[x] = max(fast, key=lambda pair: deltas[pair].value, default=None)
     return found
 
 
@@ -224,12 +227,21 @@ def _least_loss(deltas: Mapping[Pair, Estimate], speedups: Mapping[Pair, Estimat
     return max(fast, key=lambda pair: deltas[pair].value, default=None)
 
 
-def _their_batch(study: Study, speed: Speed) -> int:
+def _their_batch(speed: Speed) -> int:
     """The batch size of the authors' times that stand beside ours; 0 where none do.
 
-    Theirs are set beside those of the paper's setting, and only where that was not timed beside all.
+    They compare with the paper's setting alone.
     """
-    return speed[1] if speed[0] == "paper" or "paper" not in study.settings else 0
+    return speed[1] if speed[0] == "paper" else 0
+
+
+def _compared(study: Study, one: Pair, other: Pair) -> tuple[Estimate, Estimate]:
+    first, second = study.deltas(one, other)
+    return first, second
+
+
+def _deltas(study: Study) -> dict[Pair, Estimate]:
+    return {pair: study.delta(cell) for pair, cell in study.cells.items()}
 
 
 def _speedups(study: Study, speed: Speed) -> dict[Pair, Estimate]:
@@ -251,18 +263,28 @@ def _verdict(estimate: Estimate, bound: float) -> str:
 
 
 def _averaged(
-    claim: str, measure: str, speed: Speed | None, kind: _Kind, pairs: Pairs, theirs: Iterable[Pairs]
+    claim: str,
+    measure: str,
+    speed: Speed | None,
+    kind: _Kind,
+    pairs: Pairs,
+    theirs: Iterable[Pairs],
+    more: Sequence[str] = (),
 ) -> Verdict:
-    """The row of a claim that says the first of each two figures is the greater, on average."""
+    """The row of a claim that says the first of each two figures is the greater, on average; ``more`` is said of ours.
+
+    One comparison decides nothing about an average.
+    """
     found = [kind.compare(*both) for both in pairs.values()]
     published_ones = [kind.compare(*both) for each in theirs for both in each.values()]
+    verdict = (UNMEASURED, UNDECIDED)[len(found)] if len(found) < 2 else _verdict(kind.average(found), kind.alike)
     return Verdict(
         claim,
         measure,
         speed,
-        _shown(kind, kind.form, found) + _over(pairs),
+        "; ".join(filter(None, [_shown(kind, kind.form, found) + _over(pairs), *more])),
         _shown(kind, kind.bare, published_ones),
-        _verdict(kind.average(found), kind.alike) if found else UNMEASURED,
+        verdict,
     )
 
 
@@ -281,9 +303,9 @@ def _over(found: Iterable[int]) -> str:
     return f", x = {f'{each[0]} to {each[-1]}' if whole else ', '.join(map(str, each))}" if each else ""
 
 
-def _in_words(cell: Cell, speedup: Estimate) -> str:
-    kept = f", {cell.retained.value:.1%} retained" if cell.retained else ""
-    return f"{cell.label}: {TIMES.form.format(*speedup)}, {POINTS.form.format(*cell.delta)}{kept}"
+def _in_words(cell: Cell, delta: Estimate, speedup: Estimate) -> str:
+    kept = ", {:.1%} [{:.1%}, {:.1%}] retained".format(*cell.retained) if cell.retained else ""
+    return f"{cell.label}: {TIMES.form.format(*speedup)}, {POINTS.form.format(*delta)}{kept}"
 
 
 def _order(deltas: Mapping[Pair, Estimate], steps: bool = True) -> str:

@@ -106,7 +106,7 @@ def report(output: Path, pictures: Path | None) -> None:
 @main.command()
 @click.option("--max-loss", type=float, help="ROUGE-2 points below dense, at most.")
 @click.option("--min-retained", metavar="SHARE", help="Of dense's ROUGE-2, at least: 95% or 0.95.")
-@click.option("--min-speedup", type=float, help="Dense time / pruned time, at least.")
+@click.option("--min-speedup", type=float, help="How many times as fast as dense in the baseline, at least.")
 @click.option("--batch", default=1, show_default=True, help="Batch size of the speedup.")
 @click.option("--setting", default="fixed", show_default=True, help="How it was timed.")
 @click.option("--engine", type=click.Choice(list(ENGINES)), help="What computed the pruned models.  [default: any]")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -73,6 +74,7 @@ def least_squares(rows: Sequence[Sequence[float]], values: Sequence[float]) -> l
     ]
 
 
+@cache
 def student_quantile(probability: float, freedom: int) -> float:
     """The quantile of Student's t for a probability of 1/2 or more, to six digits or so.
 

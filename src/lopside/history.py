@@ -57,7 +57,12 @@ ROUGE_FIGURES = (
 VITAL = ("delta.rouge2", "delta.rouge2_low", "delta.rouge2_high")
 """Figures that no row is without."""
 SIZES = ("parameters.dense", "parameters.pruned")
-SPEED_LEAVES = ("dense_ms", "pruned_ms", "speedup", "speedup_low", "speedup_high")
+SPEED_LEAVES = (
+    "dense_ms",
+    "pruned_ms",
+    *(f"{gain}{end}" for gain in ("speedup", "total") for end in ("", "_low", "_high")),
+)
+"""``speedup`` is by pruning; ``total``, where an engine computes both sides, against dense in the baseline."""
 SPEED = re.compile(rf"([a-z_]+)\.batch_([1-9]\d*)\.({'|'.join(SPEED_LEAVES)})")
 """Speeds of any setting and batch size: ``fixed.batch_1.speedup``."""
 
@@ -90,6 +95,8 @@ class Row:
     """Params that differ from the revision's params.yaml, but those in NAMED: ``key=value``, quoted for a shell."""
     settings: str
     """A digest of all params that a summary depends on, but for the layers kept and the seed: equal ones compare."""
+    inputs: str
+    """A digest of what params only name: the parent's files and the training pairs."""
     training: tuple[str, ...]
     """The values of TRAINING."""
     documents: int
@@ -175,6 +182,16 @@ def _number(text: str) -> float:
     return number
 
 
+def _number_text(text: str) -> str:
+    _number(text)
+    return text
+
+
+def _seed_text(text: str) -> str:
+    _seed(text)
+    return text
+
+
 def _above_zero(text: str) -> float:
     number = _number(text)
     if number <= 0:
@@ -200,7 +217,10 @@ _COLUMNS: dict[str, _Column] = {
     "seed": _Column("seed", _seed, "a whole number of 0 or more"),
     "overrides": _Column("overrides", _shell_words, "key=value, quoted as for a shell"),
     "settings": _Column("settings", *_SOME),
-    **{key: _Column("training", *_SOME) for key in TRAINING},
+    "inputs": _Column("inputs", *_SOME),
+    "train.epochs": _Column("training", _number_text, "a number"),
+    "train.max_steps": _Column("training", _seed_text, "a whole number of 0 or more"),
+    **{key: _Column("training", *_SOME) for key in TRAINING[2:]},
     "documents": _Column("documents", _count, "a whole number of 1 or more"),
 }
 _LAST: dict[str, _Column] = {
@@ -321,6 +341,7 @@ def row_of(experiment: Experiment) -> Row:
             seed=params["seed"],
             overrides=shlex.join(changes(base, params)),
             settings=_digest(params),
+            inputs=_inputs(params, stages_of(LOCK, commit)),
             training=tuple(str(params[key]) for key in TRAINING),
             documents=int(leaf(rouge, "documents", ROUGE)),
             figures=_figures(rouge, latency),
@@ -515,7 +536,22 @@ def _digest(params: Mapping[str, Any]) -> str:
         for key, value in params.items()
         if key not in NAMED and key not in layers and not key.startswith(("time.", "score."))
     }
-    return hashlib.sha256(json.dumps(counted, sort_keys=True, default=str).encode()).hexdigest()[:8]
+    return _eight_digits(counted)
+
+
+def _inputs(params: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]]) -> str:
+    """Eight hexadecimal digits that change with the parent and the training pairs, by the hashes of a dvc.lock.
+
+    A parent that was trained first differs from seed to seed: of it counts where it came from.
+    """
+    parts = [part for stage in stages.values() for kind in ("deps", "outs") for part in stage.get(kind) or ()]
+    hashes = {part["path"]: part.get("md5") for part in parts}
+    parent = "outputs/parent_origin.json" if params.get("parent.train") else "outputs/parent"
+    return _eight_digits([hashes.get(parent), hashes.get("data/splits/train.parquet")])
+
+
+def _eight_digits(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 
 def _value(value: Any) -> str:

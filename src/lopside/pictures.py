@@ -26,13 +26,15 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe & Ito's."""
 MARKERS = "osv^D*"
 """As many."""
+THEIR_MARKERS = "x+12"
+"""Of the authors' models."""
 
 Box = tuple[float, float, float, float]
 """Left, bottom, right and top, in points."""
 
 DELTA = "ROUGE-2: pruned minus dense, points"
 
-RATIOS = (0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 12, 16)
+RATIOS = (0.25, 0.5, 0.75, 1, 1.25, 1.5, 2, 3, 4, 6, 8, 12, 16)
 """Ticks of speedups."""
 
 LINES: dict[str, Callable[[int], Pair]] = {
@@ -63,9 +65,11 @@ def tradeoff(study: Study, setting: str, path: Path) -> None:
     """
     batches = study.batches(setting)
     figure, panels = _panels(len(batches), width=4.6, height=5.0)
-    named: list[dict[str, tuple[float, float]]] = []
+    named: list[list[tuple[str, tuple[float, float]]]] = []
     for axes, batch in zip(panels, batches, strict=True):
         speed = setting, batch
+        if axes is not panels[0]:
+            axes.sharey(panels[0])
         if setting == "paper":
             _draw_authors(axes, batch)
         points = {pair: (found, cell.delta) for pair, cell in study.cells.items() if (found := cell.speedup(speed))}
@@ -78,9 +82,9 @@ def tradeoff(study: Study, setting: str, path: Path) -> None:
         axes.axvline(1, color=GREY, linewidth=1)
         axes.set_title(f"{in_words(setting)}, batch {batch}")
         axes.set_xlabel("speedup: dense time / pruned time")
+        axes.set_ylabel(DELTA)
         _in_ratios(axes)
-        named.append({study.cells[pair].label: (x.value, y.value) for pair, (x, y) in points.items()})
-    panels[0].set_ylabel(DELTA)
+        named.append([(study.cells[pair].label, (x.value, y.value)) for pair, (x, y) in points.items()])
     _legend_below(figure, panels[0])
     _name_points(figure, panels, named)
     save(figure, path)
@@ -129,17 +133,26 @@ def lines(study: Study, speed: Speed, path: Path) -> None:
 
 def sizes(study: Study, speed: Speed, path: Path) -> None:
     """ROUGE-2, and time, of each cell against its number of parameters."""
+    cells = study.cells.values()
+    _draw_sizes({shape: [cell for cell in cells if is_of(cell)] for shape, is_of in SHAPES.items()}, speed, path)
+
+
+def models(mains: Sequence[Study], speed: Speed, path: Path) -> None:
+    """The same of several models, whose studies are of one data set and one machine."""
+    _draw_sizes({study.first.model: list(study.cells.values()) for study in mains}, speed, path)
+
+
+def _draw_sizes(groups: Mapping[str, Sequence[Cell]], speed: Speed, path: Path) -> None:
     figure, panels = _panels(2, width=4.8, height=4.4)
     keys = ("pruned.rouge2", "{}.batch_{}.pruned_ms".format(*speed))
-    named: list[dict[str, tuple[float, float]]] = []
+    named: list[list[tuple[str, tuple[float, float]]]] = []
     for axes, key in zip(panels, keys, strict=True):
-        named.append({})
-        for number, (shape, is_of) in enumerate(SHAPES.items()):
-            cells = [cell for cell in study.cells.values() if is_of(cell)]
+        named.append([])
+        for (name, cells), marker, colour in zip(groups.items(), cycle(MARKERS), cycle(COLOURS), strict=False):
             found = [(cell.label, cell.figure("parameters.pruned"), cell.figure(key)) for cell in cells]
-            points = {label: (size / 1e6, value) for label, size, value in found if size and value is not None}
-            axes.plot(*_columns(points.values()), MARKERS[number], color=COLOURS[number], label=shape)
-            named[-1] |= points
+            points = [(label, (size / 1e6, value)) for label, size, value in found if size and value is not None]
+            axes.plot(*_columns(point for _, point in points), marker, color=colour, label=name)
+            named[-1] += points
         axes.set_xlabel("parameters, millions")
         axes.margins(0.12)
     panels[0].set_ylabel("ROUGE-2 on test documents, 0 to 100")
@@ -237,10 +250,8 @@ def _draw_authors(axes: Axes, batch: int) -> None:
     for number, (model, deltas) in enumerate(published.deltas().items()):
         speedups = published.speedups()[model].get(batch, {})
         points = [(speedups[pair].value, delta) for pair, delta in deltas.items() if pair in speedups]
-        style: dict[str, Any] = {"markersize": 4, "markerfacecolor": "none", "zorder": 1}
-        axes.plot(
-            *_columns(points), MARKERS[number], color=GREY, label=f"authors: flan-t5-{model[0]}, {model[1]}", **style
-        )
+        label = f"authors: flan-t5-{model[0]}, {model[1]}"
+        axes.plot(*_columns(points), THEIR_MARKERS[number], color=GREY, markersize=5, label=label, zorder=1)
 
 
 def _draw_heat_map(axes: Axes, values: Mapping[Pair, float], form: str) -> None:
@@ -257,18 +268,20 @@ def _draw_heat_map(axes: Axes, values: Mapping[Pair, float], form: str) -> None:
     axes.grid(visible=False)
 
 
-def _name_points(figure: Figure, panels: Sequence[Axes], named: Sequence[Mapping[str, tuple[float, float]]]) -> None:
+def _name_points(
+    figure: Figure, panels: Sequence[Axes], named: Sequence[Sequence[tuple[str, tuple[float, float]]]]
+) -> None:
     """Write the label of each panel's points beside them, once all else is drawn."""
     figure.draw_without_rendering()  # now the panels have their final places
     for axes, points in zip(panels, named, strict=True):
         _write_labels(axes, points, figure.dpi / 72)
 
 
-def _write_labels(axes: Axes, points: Mapping[str, tuple[float, float]], scale: float) -> None:
+def _write_labels(axes: Axes, points: Sequence[tuple[str, tuple[float, float]]], scale: float) -> None:
     """Each where there is room away from the points and the labels before it. ``scale``: pixels a point."""
-    markers = {label: axes.transData.transform(point) / scale for label, point in points.items()}
-    taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in markers.values()]
-    for label, (x, y) in markers.items():
+    markers = [axes.transData.transform(point) / scale for _, point in points]
+    taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in markers]
+    for (label, point), (x, y) in zip(points, markers, strict=True):
         width = 4.4 * len(label)
         places = [
             (x + across, y + up, x + across + width, y + up + 8)
@@ -278,9 +291,8 @@ def _write_labels(axes: Axes, points: Mapping[str, tuple[float, float]], scale: 
         ]
         box = next((place for place in places if not any(_overlap(place, other) for other in taken)), places[0])
         taken.append(box)
-        axes.annotate(
-            label, points[label], xytext=(box[0] - x, box[1] - y), textcoords="offset points", fontsize="x-small"
-        )
+        offset = box[0] - x, box[1] - y
+        axes.annotate(label, point, xytext=offset, textcoords="offset points", fontsize="x-small")
 
 
 def _overlap(one: Box, other: Box) -> bool:

@@ -65,11 +65,12 @@ def advise(
 ) -> Advice:
     """The cell of the history that reaches the goal best, how sure that is, and what would make it surer.
 
-    Goes by the study of most cells of the model and data set that params.yaml names, computed by this engine and in
+    Goes by the first of the `studies` of the model and data set that params.yaml names, computed by this engine and in
     this precision where they are given. Raises LopsideError where there is none, or it was not timed so.
     """
     study, *others = _studies_of(rows, speed, engine, dtype)
-    cells = [cell for cell in study.cells.values() if goal.bound(cell, speed) and goal.wish(cell, speed)]
+    pruned = [cell for cell in study.cells.values() if not study.is_dense(cell)]
+    cells = [cell for cell in pruned if goal.bound(cell, speed) and goal.wish(cell, speed)]
 
     def bound(cell: Cell) -> Estimate:
         return _known(goal.bound(cell, speed))
@@ -87,7 +88,7 @@ def advise(
         (cell for cell in better if bound(cell).low < goal.least <= bound(cell).high), key=wish, reverse=True
     )
     lines = [
-        f"{study.title}, {counted(len(study.cells), 'cell')}, {study.engine} timed on {study.first.machine}; "
+        f"{study.title}, {counted(len(study.cells), 'cell')}, timed on {study.first.machine}; "
         f"trained with {study.training}"
     ]
     if others:
@@ -109,7 +110,7 @@ def advise(
     if nearest and (new := _neighbours(study, nearest, -1 if goal.wish is _delta else 1)):
         lines.append(f"Not measured yet, and perhaps nearer: {_sweep(study, new, 1)}")
     if best is not None:
-        lines += _commands(best)
+        lines += _commands(best, goal, speed)
     return Advice(best is not None, lines)
 
 
@@ -146,7 +147,7 @@ def _apart(study: Study, others: Sequence[Study]) -> str:
         odd = sorted(key for key in own.keys() | its.keys() if own.get(key) != its.get(key))
         words = ", ".join(f"{key} {its[key]}" if key in its else f"no {key}" for key in odd)
         found.append(f"{counted(len(other.cells), 'cell')} with {words or f'params.yaml of {other.first.revision}'}")
-    return f"It is the study of most cells; others of this model and data: {'; '.join(found)}."
+    return f"There are others of this model and data: {'; '.join(found)}."
 
 
 def _certainty(cell: Cell, goal: Goal) -> list[str]:
@@ -162,7 +163,7 @@ def _next(study: Study, best: Cell | None, maybe: Sequence[Cell], speed: Speed) 
     lines = [f"Perhaps {_in_words(cell, speed)}: its interval does not say." for cell in maybe]
     cells = [*maybe, best] if best else maybe
     # Of all layers, pruned is dense itself, whatever the seed.
-    few = [cell for cell in cells if len(cell.rows) < SEEDS and not (study.in_sixths and cell.label == "6-6")]
+    few = [cell for cell in cells if len(cell.rows) < SEEDS and not study.is_dense(cell)]
     if few and study.first.strategy != "explicit":
         labels = ", ".join(cell.label for cell in few)
         lines.append(f"Of {labels} fewer than {SEEDS} seeds were trained: {_sweep(study, few, SEEDS)}")
@@ -182,9 +183,13 @@ def _sweep(study: Study, cells: Sequence[Cell | Pair], seeds: int) -> str:
     return f"`{command}`, as at revision {study.first.revision}"
 
 
-def _commands(cell: Cell) -> list[str]:
-    """How to have the model: from its experiment, where that is here, or by running it again."""
-    row = cell.rows[0]
+def _commands(cell: Cell, goal: Goal, speed: Speed) -> list[str]:
+    """How to have the model: from its experiment, where that is here, or by running it again.
+
+    Of several seeds the first that reaches the goal by itself; where their mean does, one of them does.
+    """
+    alone = ((row, goal.bound(Cell(cell.enc, cell.dec, (row,)), speed)) for row in cell.rows)
+    row = next(row for row, bound in alone if bound and bound.low >= goal.least)
     here = [each.name for each in experiments(row.experiment) if each.commit[:SHORT] == row.commit]
     shares = [] if row.strategy == "explicit" else ["-S", f"enc={row.enc}", "-S", f"dec={row.dec}"]
     run = ["dvc", "exp", "run", *shares, "-S", f"seed={row.seed}"]
@@ -200,7 +205,9 @@ def _settings(row: Row) -> list[str]:
 
 
 def _in_words(cell: Cell, speed: Speed) -> str:
-    speedup = IN_TIMES.format(*_known(cell.speedup(speed)))
+    speedup = IN_TIMES.format(*_known(cell.gain(speed)))
+    if cell.gain(speed) != cell.speedup(speed):
+        speedup += f" in all ({IN_TIMES.format(*_known(cell.speedup(speed)))} by pruning)"
     kept = f", {cell.retained.value:.1%} retained" if cell.retained else ""
     delta = IN_POINTS.format(*cell.delta)
     return f"{cell.label}: {speedup} at {in_words(speed[0])}, batch {speed[1]}; ROUGE-2 {delta} points{kept}"
@@ -219,7 +226,7 @@ def _retained(cell: Cell, _: Speed) -> Estimate | None:
 
 
 def _speedup(cell: Cell, speed: Speed) -> Estimate | None:
-    return cell.speedup(speed)
+    return cell.gain(speed)
 
 
 def _known(estimate: Estimate | None) -> Estimate:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import shlex
+import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from lopside.estimates import Estimate, mean
+from lopside.engines import BASELINE
+from lopside.estimates import Estimate, mean, student_quantile
 from lopside.grid import Pair
 from lopside.history import TRAINING, Row, seedless
+from lopside.intervals import CONFIDENCE
 
 Speed = tuple[str, int]
 """Setting and batch size."""
@@ -24,7 +28,7 @@ SETTINGS = {"fixed": "fixed output", "natural": "natural output", "paper": "the 
 
 @dataclass(frozen=True)
 class Cell:
-    """One (enc, dec) of a study: its rows, by seed. A figure is the mean of its seeds, None where one lacks it."""
+    """One (enc, dec) of a study: its rows, by seed. A figure is the mean of the seeds that have it, None where none."""
 
     enc: int
     dec: int
@@ -49,18 +53,20 @@ class Cell:
     def speedup(self, speed: Speed) -> Estimate | None:
         return self.estimate("{}.batch_{}.speedup".format(*speed))
 
+    def gain(self, speed: Speed) -> Estimate | None:
+        """How many times as fast as dense in the baseline: the speedup, but where an engine computes both, in all."""
+        return self.estimate("{}.batch_{}.total".format(*speed)) or self.speedup(speed)
+
     def figure(self, key: str) -> float | None:
         """The mean of the seeds."""
-        if not all(key in row.figures for row in self.rows):
-            return None
-        return sum(row.figures[key] for row in self.rows) / len(self.rows)
+        found = [row.figures[key] for row in self.rows if key in row.figures]
+        return sum(found) / len(found) if found else None
 
     def estimate(self, key: str) -> Estimate | None:
         """The mean of the seeds; its interval covers the choice of documents (or of pairs timed), not that of seeds."""
         keys = (key, f"{key}_low", f"{key}_high")
-        if not all(each in row.figures for row in self.rows for each in keys):
-            return None
-        return mean([Estimate(*(row.figures[each] for each in keys)) for row in self.rows])
+        found = [row.figures for row in self.rows if row.figures.keys() >= {*keys}]
+        return mean([Estimate(*(figures[each] for each in keys)) for figures in found]) if found else None
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,25 @@ class Study:
 
     @property
     def title(self) -> str:
-        return f"{self.first.model} on {self.first.dataset}, {self.first.strategy}"
+        return f"{self.first.model} on {self.first.dataset}, {self.first.strategy}, {self.length}, {self.engine}"
+
+    @property
+    def length(self) -> str:
+        """How long was trained, as in ``80 steps``."""
+        epochs, steps = (self._trained(key) for key in ("train.epochs", "train.max_steps"))
+        return (
+            counted(int(steps), "step")
+            if self.in_steps
+            else f"{float(epochs):g} {'epoch' if float(epochs) == 1 else 'epochs'}"
+        )
+
+    @property
+    def in_steps(self) -> bool:
+        """Whether that was so many steps, not epochs."""
+        return self._trained("train.max_steps") != "0"
+
+    def _trained(self, key: str) -> str:
+        return self.first.training[TRAINING.index(key)]
 
     @property
     def engine(self) -> str:
@@ -101,6 +125,7 @@ class Study:
             **dict(zip(TRAINING, row.training, strict=True)),
             "keep.strategy": row.strategy,
             "keep.unit": row.unit,
+            "inputs": row.inputs,
             "machine": row.machine,
         }
 
@@ -121,6 +146,49 @@ class Study:
         }
 
     @cached_property
+    def seed_noise(self) -> tuple[float, int] | None:
+        """How far ROUGE-2 differs from seed to seed: a standard deviation, pooled over cells, and degrees of freedom.
+
+        None where no cell was trained with several seeds.
+        """
+        singles = [
+            [row.figures["pruned.rouge2"] for row in cell.rows if "pruned.rouge2" in row.figures]
+            for cell in self.cells.values()
+        ]
+        several = [each for each in singles if len(each) > 1]
+        freedom = sum(len(each) - 1 for each in several)
+        if not freedom:
+            return None
+        return math.sqrt(sum(statistics.variance(each) * (len(each) - 1) for each in several) / freedom), freedom
+
+    def is_dense(self, cell: Cell) -> bool:
+        """Whether nothing was pruned, and nothing computes it otherwise."""
+        return self.engine == BASELINE and cell.figure("parameters.pruned") == cell.figure("parameters.dense")
+
+    def delta(self, cell: Cell) -> Estimate:
+        """The cell's, its interval covering the choice of seeds too, its own and dense's, as far as that is known."""
+        return cell.delta if self.is_dense(cell) else self._with_noise(cell, trainings=2)
+
+    def deltas(self, *pairs: Pair) -> list[Estimate]:
+        """Those of cells that are to be compared: of the seeds that all of them have, if any.
+
+        They have dense in common then, so that its luck does not count.
+        """
+        cells = [self.cells[pair] for pair in pairs]
+        common = set.intersection(*({row.seed for row in cell.rows} for cell in cells))
+        if common:
+            cells = [replace(cell, rows=tuple(row for row in cell.rows if row.seed in common)) for cell in cells]
+        return [self._with_noise(cell, trainings=1) for cell in cells]
+
+    def _with_noise(self, cell: Cell, trainings: int) -> Estimate:
+        value, low, high = cell.delta
+        if not self.seed_noise:
+            return cell.delta
+        deviation, freedom = self.seed_noise
+        reach = student_quantile((1 + CONFIDENCE) / 2, freedom) * deviation * math.sqrt(trainings / len(cell.rows))
+        return Estimate(value, value - math.hypot(value - low, reach), value + math.hypot(high - value, reach))
+
+    @cached_property
     def speeds(self) -> list[Speed]:
         """Settings and batch sizes that were timed, the usual setting first."""
         order = list(SETTINGS)
@@ -136,13 +204,17 @@ class Study:
 
 
 def studies(rows: Iterable[Row]) -> list[Study]:
-    """The rows that are not stale, as studies: the one of most cells first, of equal ones that with the latest row."""
+    """The rows that are not stale, as studies.
+
+    Those trained for whole epochs come before those trained for some steps; of equal ones that of most cells first,
+    and then that with the latest row.
+    """
     groups: dict[Any, list[tuple[int, Row]]] = defaultdict(list)
     for number, row in enumerate(rows):
         if not row.stale:
             groups[_key(row)].append((number, row))
     found = [(numbered[-1][0], Study(tuple(row for _, row in numbered))) for numbered in groups.values()]
-    return [study for _, study in sorted(found, key=lambda each: (-len(each[1].cells), -each[0]))]
+    return [study for _, study in sorted(found, key=lambda each: (each[1].in_steps, -len(each[1].cells), -each[0]))]
 
 
 def main_studies(found: Sequence[Study]) -> dict[Subject, Study]:
@@ -181,4 +253,5 @@ def counted(number: int, one: str, many: str = "") -> str:
 def _key(row: Row) -> tuple[Any, ...]:
     kept = (row.encoder_kept, row.decoder_kept) if row.strategy == "explicit" else ()
     scored = seedless(row.signature)
-    return row.dataset, row.model, row.strategy, row.unit, row.settings, scored, row.machine, row.timing, kept
+    trained = row.dataset, row.model, row.strategy, row.unit, row.settings, row.inputs, kept
+    return *trained, scored, row.machine, row.timing
