@@ -9,6 +9,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,17 @@ gc.set_threshold(50_000, 20, 100)
 
 SLOWEST = ("test_sweep.py", "test_own_data.py", "test_repro.py", "test_families.py")
 """Files of a minute and more. They begin first, as a file's tests stay in one process and the others fill the gaps."""
+
+
+FORK = "LOPSIDE_TESTS_FORK"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if FORK not in os.environ:  # one for all processes of the run
+        stack = ExitStack()
+        config.add_cleanup(stack.close)
+        os.environ[FORK] = str(stack.enter_context(preloaded_python()))
+        stack.callback(os.environ.pop, FORK)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -95,11 +107,17 @@ def threads_as_before() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(scope="session")
+def fork() -> str:
+    """A `python` whose programs are forks of a process with torch and transformers: see tests/preloaded.py."""
+    return os.environ[FORK]
+
+
 @pytest.fixture(scope="module")
-def preloaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def preloaded(fork: str) -> Iterator[None]:
     """Stages that DVC runs for `tests.projects.run` need not import their libraries."""
-    with preloaded_python(tmp_path_factory.mktemp("preloaded")) as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setitem(ENVIRONMENT, "PATH", f"{folder}{os.pathsep}{ENVIRONMENT['PATH']}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ENVIRONMENT, "PATH", f"{Path(fork).parent}{os.pathsep}{ENVIRONMENT['PATH']}")
         yield
 
 

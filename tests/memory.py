@@ -81,11 +81,13 @@ def write_t5(folder: Path, shape: dict[str, int]) -> None:
     (folder / "config.json").write_text(json.dumps(config | {"num_decoder_layers": shape["num_layers"]}))
 
 
-def peaks(small: Path, source: Path, target: Path, counts: Sequence[tuple[int, int]]) -> list[float]:
+def peaks(
+    small: Path, source: Path, target: Path, counts: Sequence[tuple[int, int]], python: str = sys.executable
+) -> list[float]:
     """Peak memory of pruning ``source`` to its first layers, so many, over the size of its weights file."""
     arguments = [str(small), str(source), str(target), *(f"{encoder}-{decoder}" for encoder, decoder in counts)]
     run = subprocess.run(
-        [sys.executable, "-c", MEASURE, *arguments],
+        [python, "-c", MEASURE, *arguments],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,

@@ -5,9 +5,7 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections import defaultdict
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +32,7 @@ class Zoo:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.records: dict[Path, PruneRecord] = {}
-        self.models: dict[str, Any] = {}
+        self.models: dict[Any, Any] = {}
 
     def parent(self, name: str) -> Path:
         """The folder of a family's full model; config.json repeats counts wherever the family's files may do so."""
@@ -51,17 +49,26 @@ class Zoo:
         return folder
 
     def model(self, name: str) -> Any:
-        """A family's full model as it is read from its folder, once; copy it before you change it."""
-        if name not in self.models:
-            self.models[name] = load_model(self.parent(name))
-        return self.models[name]
+        """A family's full model as it is read from its folder, once; undo what you change."""
+        return self._load(self.parent(name))
 
     def pruned(self, name: str, cell: str, kept: Kept) -> Path:
         """The folder of a pruned model."""
         folder = self.root / f"{name} {cell}"
         if not folder.exists():
-            self.records[folder] = prune(self.parent(name), folder, *kept)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(pruning, "load_model", self._load)
+                self.records[folder] = prune(self.parent(name), folder, *kept)
         return folder
+
+    def _load(self, folder: Path, *given: Any, **more: Any) -> Any:
+        """`load_model`, but a parent is read once for all its cells: `prune` leaves it as it was."""
+        if folder.parent != self.root or folder.name not in NAMES:
+            return load_model(folder, *given, **more)
+        key = folder, given, *more.items()
+        if key not in self.models:
+            self.models[key] = load_model(folder, *given, **more)
+        return self.models[key]
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +114,7 @@ def _ties(model: Any) -> list[list[str]]:
     return sorted(group for group in groups.values() if len(group) > 1)
 
 
-def _skip(block: Any, states: int) -> None:
+def _skip(patch: pytest.MonkeyPatch, block: Any, states: int) -> None:
     """Make a block change nothing, where it stands: its states go out as they came in."""
     forward = block.forward
 
@@ -115,7 +122,7 @@ def _skip(block: Any, states: int) -> None:
         result = forward(*given, **more)
         return given[0] if isinstance(result, torch.Tensor) else (*given[:states], *result[states:])
 
-    block.forward = skip
+    patch.setitem(vars(block), "forward", skip)
 
 
 def _dropped(model: Any, kept: Kept) -> int:
@@ -144,10 +151,12 @@ def test_keeping_all_gives_the_same_logits_to_the_bit(zoo: Zoo, name: str) -> No
 
 
 @pytest.mark.parametrize(("name", "cell"), CELLS)
-def test_the_pruned_model_is_its_parent_less_some_blocks(zoo: Zoo, name: str, cell: str) -> None:
+def test_the_pruned_model_is_its_parent_less_some_blocks(
+    zoo: Zoo, name: str, cell: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     family, kept = NAMES[name], NAMES[name].cells[cell]
     folder = zoo.pruned(name, cell, kept)
-    parent = deepcopy(zoo.model(name))
+    parent = zoo.model(name)
     pruned: Any = load_model(folder)
     counts = tuple(len(indices) for indices in kept)
 
@@ -175,7 +184,7 @@ def test_the_pruned_model_is_its_parent_less_some_blocks(zoo: Zoo, name: str, ce
     for stack, path, indices in zip(spec_of(config).stacks, _paths(parent), kept, strict=True):
         for index, block in enumerate(parent.get_submodule(path)):
             if index not in indices:
-                _skip(block, stack.states)
+                _skip(monkeypatch, block, stack.states)
     reference, logits = _logits(parent), _logits(pruned)
     if family.tolerance:
         assert (logits - reference).abs().max() <= family.tolerance * reference.abs().max()
@@ -277,7 +286,7 @@ print(json.dumps(answers))
 
 
 @pytest.fixture(scope="module")
-def answers(request: pytest.FixtureRequest, zoo: Zoo) -> dict[str, Any]:
+def answers(request: pytest.FixtureRequest, zoo: Zoo, fork: str) -> dict[str, Any]:
     """What one process without lopside says of the pruned models of all families whose tests are to run."""
     items: list[Any] = request.session.items
     asked = [item.callspec.params for item in items if "answers" in getattr(item, "fixturenames", ())]
@@ -289,7 +298,7 @@ def answers(request: pytest.FixtureRequest, zoo: Zoo) -> dict[str, Any]:
     }
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
     run = subprocess.run(
-        [sys.executable, "-c", USER],
+        [fork, "-c", USER],
         input=json.dumps(folders),
         cwd=zoo.root,
         env=environment,

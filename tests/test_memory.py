@@ -14,10 +14,10 @@ LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
 @LINUX
-def test_pruning_needs_at_most_1_3_times_the_weights(tmp_path: Path) -> None:
+def test_pruning_needs_at_most_1_3_times_the_weights(tmp_path: Path, fork: str) -> None:
     write_t5(tmp_path / "small", SMALL | {"vocab_size": 100, "d_model": 64, "d_ff": 64})
     write_t5(tmp_path / "parent", SMALL)
-    shares = peaks(tmp_path / "small", tmp_path / "parent", tmp_path / "pruned", [(6, 6), (6, 1)])
+    shares = peaks(tmp_path / "small", tmp_path / "parent", tmp_path / "pruned", [(6, 6), (6, 1)], fork)
     assert len(shares) == 2
     assert all(0.3 < share <= 1.3 for share in shares), shares
 
