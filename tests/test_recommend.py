@@ -61,7 +61,7 @@ def test_the_full_model_is_no_answer_but_by_another_engine() -> None:
     )
     served = row(6, 6, 0, 1.0, width=0.1, timing="device:cpu|engine:ctranslate2 int8|threads:2")
     total = {f"fixed.batch_1.total{end}": 2.0 for end in ("", "_low", "_high")}
-    write_history([*CELLS, replace(served, figures=served.figures | total)])
+    write_history([*CELLS, replace(served, figures={**served.figures, **total})])
     lines = recommend("--max-loss", "0.99", "--engine", "ctranslate2").output.splitlines()
     assert lines[1].startswith(
         "6-6: 2.00x [2.00, 2.00] in all (1.00x [0.90, 1.10] by pruning) at fixed output, batch 1; "
