@@ -34,7 +34,7 @@ def main(params: Params, side: str) -> None:
     device = choose_device(params.device)
     from lopside.engines import baseline, load_engine
     from lopside.generation import summarise
-    from lopside.models import load_tokenizer
+    from lopside.models import load_tokenizer, trained_in
 
     model = MODELS / side
     engine = baseline(model, device) if side == "dense" else load_engine(model, EXPORTED / side, device)
@@ -61,6 +61,7 @@ def main(params: Params, side: str) -> None:
         "source_tokens": inputs.max_source_tokens,
         "new_tokens": new_tokens,
         "beams": params.generate.num_beams,
+        "trained": trained_in(model),
         "engine": engine.name,
     }
     with new_file(SUMMARIES / f"{side}.parquet") as path:

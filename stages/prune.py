@@ -89,7 +89,7 @@ def _trim(params: Params) -> int:
 
 
 def _measure(params: Params, counts: Mapping[Stack, int]) -> "dict[Stack, Ranking]":
-    """The stacks that lose layers, down to ``counts``, on training pairs that the seed draws."""
+    """The stacks that lose layers, down to ``counts``, on a sample of training pairs, whatever the seed."""
     if not counts:
         return {}
     from lopside.inputs import choose_inputs
@@ -100,7 +100,7 @@ def _measure(params: Params, counts: Mapping[Stack, int]) -> "dict[Stack, Rankin
     inputs = choose_inputs(
         SOURCE, params.dataset, params.data.prefix, params.data.max_source_tokens, params.data.max_target_tokens
     )
-    pairs = pairs.sample(min(params.keep.documents, len(pairs)), random_state=params.seed)
+    pairs = pairs.sample(min(params.keep.documents, len(pairs)), random_state=params.data.limits.seed)
     keep_memory()
     device = choose_device(params.device)
     set_threads(0)

@@ -79,9 +79,10 @@ def _settings(generated: dict[str, pd.DataFrame]) -> dict[str, object]:
     engines = dict.fromkeys(each.pop("engine", "unknown") for each in settings)
     dense, pruned = settings
     if dense != pruned:
+        again = "generate" if dense.get("trained") == pruned.get("trained") else "finetune"
         raise LopsideError(
             f"{SUMMARIES}: dense was generated with {dense}, pruned with {pruned}: they cannot be compared; "
-            "`dvc repro generate` makes both anew"
+            f"`dvc repro --force --single-item {again}`, and then `dvc repro`, makes both anew"
         )
     return {**dense, "engine": "/".join(engines)}
 

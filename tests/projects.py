@@ -14,6 +14,8 @@ import pandas as pd
 import yaml
 from click.testing import CliRunner, Result
 
+from lopside.models import BUILT_IN
+
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {
     "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
@@ -74,7 +76,7 @@ def new_project(folder: Path, settings: dict[str, Any]) -> None:
         (folder / name).parent.mkdir(exist_ok=True)
         (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, folder / name)
     write_params(folder, settings)
-    for name in ("data/docstrings.lock", "models/docs-bart-mini/trained_on.npy"):
+    for name in ("data/docstrings.lock", *(f"{path}/trained_on.npy" for path in BUILT_IN.values())):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
     run("git", "init", "--quiet", "--initial-branch=main", ".", folder=folder)

@@ -301,9 +301,11 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def write_generated(side: str, summaries: list[str], ids: tuple[str, ...] = ("x", "y", "z"), beams: int = 1) -> None:
+def write_generated(
+    side: str, summaries: list[str], ids: tuple[str, ...] = ("x", "y", "z"), beams: int = 1, trained: str = "float32"
+) -> None:
     table = pd.DataFrame({"id": ids, "summary": summaries, "tokens": range(len(ids))})
-    table.attrs["generation"] = {"new_tokens": 40, "beams": beams, "engine": f"{side} engine"}
+    table.attrs["generation"] = {"new_tokens": 40, "beams": beams, "trained": trained, "engine": f"{side} engine"}
     table.iloc[::-1].to_parquet(f"outputs/generate/{side}.parquet")  # in another order than the test documents
 
 
@@ -319,10 +321,8 @@ def test_stage(project: Path) -> None:
     assert metrics["pruned"]["rouge2"] == round(expected.means["rouge2"], 3)
     text = "".join(f"{document}\0{reference}\0" for document, reference in zip(DOCUMENTS, REFERENCES, strict=True))
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-    assert (
-        metrics["signature"]
-        == f"{expected.signature}|new_tokens:40|beams:1|engine:dense engine/pruned engine|texts:{digest}"
-    )
+    generation = "new_tokens:40|beams:1|trained:float32|engine:dense engine/pruned engine"
+    assert metrics["signature"] == f"{expected.signature}|{generation}|texts:{digest}"
     assert list(metrics)[-2:] == ["documents", "signature"]
 
     scores = pd.read_parquet("outputs/scores.parquet")
@@ -357,7 +357,9 @@ def test_stage_names_what_is_wrong(project: Path) -> None:
     write_generated("pruned", PRUNED, ids=("x", "y", "y"))
     refused("outputs/generate/pruned.parquet", "id y occurs twice")
     write_generated("pruned", PRUNED, beams=4)
-    refused("outputs/generate", "'beams': 1", "'beams': 4")
+    refused("outputs/generate", "'beams': 1", "'beams': 4", "`dvc repro --force --single-item generate`, and")
+    write_generated("pruned", PRUNED, trained="bfloat16")
+    refused("outputs/generate", "'float32'", "'bfloat16'", "`dvc repro --force --single-item finetune`, and")
     Path("outputs/generate/pruned.parquet").unlink()
     refused("outputs/generate/pruned.parquet: no such file")
     pd.read_parquet("data/splits/test.parquet").head(0).to_parquet("data/splits/test.parquet")

@@ -11,7 +11,7 @@ from transformers import Seq2SeqTrainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from lopside.inputs import Inputs
-from lopside.models import load_tokenizer
+from lopside.models import load_tokenizer, trained_in
 from lopside.params import TrainParams
 from lopside.training import CURVE_COLUMNS, finetune
 
@@ -61,6 +61,7 @@ def test_the_result_is_a_model_folder_and_a_curve_and_nothing_else(trained: Path
     names = {path.name for path in trained.iterdir()}
     assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"} <= names
     assert not names & {"training_args.bin", "optimizer.pt", "trainer_state.json"}
+    assert (trained_in(trained), trained_in("no/such")) == ("float32 on cpu", "unknown")
     assert {path.name for path in trained.parent.iterdir()} == {"model", "curve.csv"}
 
 

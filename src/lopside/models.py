@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # Models that come with the repository: name -> folder, relative to its root.
-BUILT_IN = {"docs-bart-mini": Path("models/docs-bart-mini")}
+BUILT_IN = {name: Path("models") / name for name in ("docs-bart-mini", "docs-bart-micro")}
 
 # What belongs to a model beside config.json and weights: the settings of generate(), and tokenizers of all kinds.
 GENERATION_CONFIG = "generation_config.json"
@@ -33,6 +33,9 @@ COMPANIONS = (
     "*.spm",
     "*.tokenizer",
 )
+
+TRAINED = "training.json"
+"""Beside a model that was trained here: the precision and the kind of device it was trained in."""
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -101,6 +104,12 @@ def model_files(folder: str | Path) -> list[Path]:
     weights = weight_files(folder)
     index = [folder / INDEX] if weights[0].name != WEIGHTS else []
     return [folder / "config.json", *index, *weights, *_companions(folder)]
+
+
+def trained_in(folder: str | Path) -> str:
+    """The precision and the device that a model of ours was trained in, as in ``float32 on cpu``; else ``unknown``."""
+    path = Path(folder) / TRAINED
+    return "{dtype} on {device}".format(**_read_object(path)) if path.exists() else "unknown"
 
 
 def copy_companions(source: Path, target: Path) -> None:

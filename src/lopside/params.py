@@ -25,7 +25,7 @@ import yaml
 
 from lopside.errors import LopsideError
 
-MODELS = ("docs-bart-mini", "flan-t5-small", "flan-t5-base", "flan-t5-large")
+MODELS = ("docs-bart-mini", "docs-bart-micro", "flan-t5-small", "flan-t5-base", "flan-t5-large")
 BUILT_IN = ("docstrings",)
 DATASETS = (*BUILT_IN, "cnn_dailymail", "xsum", "samsum", "multi_news", "billsum", "reddit_tifu")
 STRATEGIES = ("uniform", "published", "first", "last", "explicit", "importance")
@@ -104,7 +104,9 @@ class LimitParams:
     train: Annotated[int, Rule("pairs of the training split; 0: all", at_least=0)]
     validation: Annotated[int, Rule("pairs of the validation split; 0: all", at_least=0)]
     test: Annotated[int, Rule("pairs of the test split; 0: all", at_least=0)]
-    seed: Annotated[int, Rule("which pairs a limit leaves", at_least=0, at_most=2**32 - 1)]
+    seed: Annotated[
+        int, Rule("which pairs a limit leaves, and which importance is measured on", at_least=0, at_most=2**32 - 1)
+    ]
 
 
 @dataclass(frozen=True)

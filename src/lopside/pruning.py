@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 RECORD = "lopside.json"
 # A document of 24 tokens and a summary of 8: enough to pass every block, small beside reading the weights.
 VERIFICATION_SHAPES = ((1, 24), (1, 8))
+TENSORS_AT_ONCE = 16
+"""How many are compared before the files are opened anew."""
 
 
 @dataclass(frozen=True)
@@ -199,11 +201,7 @@ def _verify(
     """
     import torch
 
-    for name, origin in origins.items():
-        # One tensor at a time: what was read of a file counts as memory for as long as the file is mapped.
-        if not torch.equal(_bytes(folder / WEIGHTS, name), _bytes(origin.file, origin.name)):
-            raise VerificationError(f"{folder}: {name} differs from the parent's {origin.name}")
-
+    _compare_tensors(folder, origins)
     dtype = stored_dtype(source)
     parent_parameters, reference = _reference(source, dtype, spec, kept)
     if not torch.isfinite(reference).all() and dtype == torch.float16:  # its range is too small for some models
@@ -230,14 +228,30 @@ def _verify(
     return parent_parameters, _parameters(model)
 
 
-def _bytes(file: Path, name: str) -> "torch.Tensor":
-    """A tensor as it stands in a file: bytes, so that NaN equals NaN. The file is mapped for as long as it lives."""
+def _compare_tensors(folder: Path, origins: dict[str, _Origin]) -> None:
+    """Raise VerificationError where a tensor in ``folder`` is not to the bit the one that it was copied from.
+
+    A few at a time: what was read of a file counts as memory for as long as the file is mapped.
+    """
     import torch
     from safetensors import safe_open
 
-    with safe_open(file, framework="pt") as tensors:
-        tensor: torch.Tensor = tensors.get_tensor(name)
-    return tensor.reshape(-1).view(torch.uint8)
+    names = list(origins)
+    for begin in range(0, len(names), TENSORS_AT_ONCE):
+        some = {name: origins[name] for name in names[begin : begin + TENSORS_AT_ONCE]}
+        with ExitStack() as stack:
+            files = {
+                file: stack.enter_context(safe_open(file, framework="pt"))
+                for file in {folder / WEIGHTS, *(origin.file for origin in some.values())}
+            }
+            for name, origin in some.items():
+                # As bytes, so that NaN equals NaN.
+                ours, theirs = (
+                    files[file].get_tensor(tensor).reshape(-1).view(torch.uint8)
+                    for file, tensor in ((folder / WEIGHTS, name), (origin.file, origin.name))
+                )
+                if not torch.equal(ours, theirs):
+                    raise VerificationError(f"{folder}: {name} differs from the parent's {origin.name}")
 
 
 def _reference(

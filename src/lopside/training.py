@@ -11,7 +11,7 @@ import math
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,11 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
-from lopside.files import new_file, new_folder, sha256_of
+from lopside.files import new_file, new_folder, sha256_of, write_json
 from lopside.generation import generate
 from lopside.inputs import Inputs, check_first_token
 from lopside.machine import choose_dtype
-from lopside.models import load_model, load_tokenizer, without_bars
+from lopside.models import TRAINED, load_model, load_tokenizer, without_bars
 from lopside.params import TrainParams
 from lopside.rouge import score
 
@@ -57,7 +57,7 @@ def finetune(
 
     Args:
         source: folder of the model and its tokenizer.
-        target: folder to write: weights, configs, tokenizer (and ``lopside.json`` where there is one).
+        target: folder to write: weights, configs, tokenizer, training.json (and lopside.json where there is one).
         curve: CSV file to write, columns ``CURVE_COLUMNS``: mean training loss since the row before, loss per token
             and greedy ROUGE-2 (0 to 100) on the first ``settings.evaluation_documents`` of ``validation``.
         train: columns ``document`` and ``summary``. Where the steps need fewer pairs, a sample by ``seed`` is taken.
@@ -80,8 +80,9 @@ def finetune(
         print(f"a sample of {steps * settings.batch_size:,} of {len(train):,} training pairs")
         train = train.sample(steps * settings.batch_size, random_state=seed)
     every = max(1, math.ceil(steps / settings.evaluations))
-    checkpoints = _checkpoint_folder(source, target, train, settings, inputs, seed)
-    bfloat16 = choose_dtype(settings.dtype, device) == "bfloat16"
+    dtype = choose_dtype(settings.dtype, device)
+    checkpoints = _checkpoint_folder(source, target, train, replace(settings, dtype=dtype), inputs, seed, device)
+    bfloat16 = dtype == "bfloat16"
     arguments = Seq2SeqTrainingArguments(
         output_dir=str(checkpoints),
         max_steps=steps,
@@ -147,6 +148,7 @@ def finetune(
     with new_folder(target) as folder, without_bars():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        write_json(folder / TRAINED, {"dtype": dtype, "device": device})
         if (source / "lopside.json").exists():
             shutil.copy2(source / "lopside.json", folder)
     shutil.rmtree(checkpoints, ignore_errors=True)
@@ -173,7 +175,7 @@ def _tokenised(pairs: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, inputs: 
 
 
 def _checkpoint_folder(
-    source: Path, target: Path, train: pd.DataFrame, settings: TrainParams, inputs: Inputs, seed: int
+    source: Path, target: Path, train: pd.DataFrame, settings: TrainParams, inputs: Inputs, seed: int, device: str
 ) -> Path:
     """A folder beside ``target`` that only an equal run shares; those of other runs are removed."""
     run = {
@@ -182,6 +184,7 @@ def _checkpoint_folder(
         "settings": asdict(settings),
         "inputs": asdict(inputs),
         "seed": seed,
+        "device": device,
     }
     key = hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()[:12]
     folder = target.with_name(f".{target.name}-checkpoints-{key}")
