@@ -65,6 +65,8 @@ def test_whole_epochs_come_before_steps() -> None:
     assert [study.title for study in found] == [
         f"docs-bart-mini on docstrings, uniform, {length}, transformers float32" for length in ("1 epoch", "80 steps")
     ]
+    sample = row(6, 1, overrides="data.limits.train=12800 train.max_steps=0")
+    assert studies([sample])[0].length == "1 epoch of 12,800 pairs"
     longest = row(6, 1, training=("2.5", "0", "32", "0.0005", "linear"), timing="engine:ctranslate2 int8")
     assert studies([longest])[0].title == "docs-bart-mini on docstrings, uniform, 2.5 epochs, ctranslate2 int8"
 

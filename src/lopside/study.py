@@ -85,13 +85,12 @@ class Study:
 
     @property
     def length(self) -> str:
-        """How long was trained, as in ``80 steps``."""
-        epochs, steps = (self._trained(key) for key in ("train.epochs", "train.max_steps"))
-        return (
-            counted(int(steps), "step")
-            if self.in_steps
-            else f"{float(epochs):g} {'epoch' if float(epochs) == 1 else 'epochs'}"
-        )
+        """How long was trained, as in ``80 steps`` or ``1 epoch of 12,800 pairs``."""
+        if self.in_steps:
+            return counted(int(self._trained("train.max_steps")), "step")
+        epochs, limit = float(self._trained("train.epochs")), self.features.get("data.limits.train", "0")
+        pairs = f" of {int(limit):,} pairs" if limit.isdigit() and limit != "0" else ""
+        return f"{epochs:g} {'epoch' if epochs == 1 else 'epochs'}{pairs}"
 
     @property
     def in_steps(self) -> bool:
