@@ -1,5 +1,6 @@
 """Which rows compare, and what they are together."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -32,6 +33,44 @@ def test_rows_that_differ_in_layers_and_seed_alone_are_one_study() -> None:
 def test_what_does_not_compare_is_another_study(other: dict[str, Any]) -> None:
     found = studies([row(6, 1, -1), row(6, 1, -2, **other)])
     assert [[each.figure("delta.rouge2") for each in study.rows] for study in found] == [[-2], [-1]]
+
+
+def test_seeds_come_from_elsewhere_without_their_times() -> None:
+    own = [row(6, 1, -1, 2), row(3, 3, -2, 2)]
+    there = [row(6, 1, -3, 4, seed=seed, machine="another", date=f"2026-01-0{seed + 1}") for seed in (0, 1, 2)]
+    again = row(6, 1, -5, 4, seed=1, timing="device:cuda", date="2026-01-31")
+    unlike = row(3, 3, -9, 2, seed=1, settings="99999999")
+    two, one, *_ = studies([*own, *there, again, unlike, row(1, 1, -9, 2, machine="another")])
+    assert [(study.first.machine, study.elsewhere) for study in (one, two)] == [
+        ("made-up CPU, 2 cores", 2),
+        ("another", 0),
+    ]
+    assert [(each.seed, each.figures["delta.rouge2"]) for each in one.cells[6, 1].rows] == [(0, -1), (1, -5), (2, -3)]
+    assert one.cells[6, 1].delta.value == -3
+    assert one.cells[6, 1].speedup(("fixed", 1)) == (2, 1.9, 2.1)
+    assert list(one.cells) == [(6, 1), (3, 3)]  # what was never timed so is no cell of it
+    assert one.cells[3, 3].delta.value == -2
+    assert two.cells[6, 1].speedup(("fixed", 1)) == (4, 3.9, 4.1)
+    assert one.seed_noise == (pytest.approx(2), 2)
+
+
+def test_milliseconds_of_cells_compare_though_the_machine_was_slower_for_some() -> None:
+    slow = row(3, 3, -2, 2)
+    slow = replace(
+        slow, figures={key: value * 3 if key.endswith("_ms") else value for key, value in slow.figures.items()}
+    )
+    (study,) = studies([row(6, 6), row(6, 1, -1, 4), slow, row(1, 1, speeds=())])
+    found = [study.milliseconds(cell, ("fixed", 1)) for cell in study.cells.values()]
+    assert found == [100, 25, 50, None]
+
+
+def test_on_which_device_both_sides_were_trained_parts_no_study() -> None:
+    trained = "made-up|seed:{}|trained:{}|prefix:a"
+    here, there, coarser = (
+        row(6, 1, seed=seed, signature=trained.format(seed, how))
+        for seed, how in enumerate(("float32 on cpu", "float32 on cuda", "bfloat16 on cuda"))
+    )
+    assert [len(study.rows) for study in studies([coarser, here, there])] == [2, 1]
 
 
 def test_explicit_layers_are_studies_of_their_own() -> None:

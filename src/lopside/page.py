@@ -117,7 +117,8 @@ def _summary(rows: Sequence[Row], found: Sequence[Study]) -> str:
     return (
         f"{counted(len(rows), 'row')} of {HISTORY} make {counted(len(found), 'study', 'studies')}: a study holds what "
         "may be compared, as it shares data, model, weights, training, strategy, scoring, machine and settings of the "
-        "timer. Those trained for whole epochs come first, then those of most cells. "
+        "timer; further seeds of its cells may come from elsewhere, without their times. Those trained for whole "
+        "epochs come first, then those of most cells. "
         f"Everything is relative to dense, the full model trained as long on the same batches.{left_out}"
     )
 
@@ -382,7 +383,10 @@ def _at(speed: Speed) -> str:
 def _where(study: Study) -> str:
     seeds = sorted({len(cell.rows) for cell in study.cells.values()})
     many = f"{seeds[0]} to {seeds[-1]} seeds" if len(seeds) > 1 else counted(seeds[0], "seed")
+    elsewhere = (
+        f" ({counted(study.elsewhere, 'row')} of other seeds elsewhere, or otherwise)" if study.elsewhere else ""
+    )
     return (
-        f"{counted(len(study.cells), 'cell')}, {many} each; timed on {plain(study.first.machine)}; "
+        f"{counted(len(study.cells), 'cell')}, {many} each; timed on {plain(study.first.machine)}{elsewhere}; "
         f"{study.first.documents:,} test documents; {plain(study.training)}"
     )

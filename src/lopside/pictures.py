@@ -134,22 +134,26 @@ def lines(study: Study, speed: Speed, path: Path) -> None:
 def sizes(study: Study, speed: Speed, path: Path) -> None:
     """ROUGE-2, and time, of each cell against its number of parameters."""
     cells = study.cells.values()
-    _draw_sizes({shape: [cell for cell in cells if is_of(cell)] for shape, is_of in SHAPES.items()}, speed, path)
+    shapes = {shape: [(study, cell) for cell in cells if is_of(cell)] for shape, is_of in SHAPES.items()}
+    _draw_sizes(shapes, speed, path)
 
 
 def models(mains: Sequence[Study], speed: Speed, path: Path) -> None:
     """The same of several models, whose studies are of one data set and one machine."""
-    _draw_sizes({study.first.model: list(study.cells.values()) for study in mains}, speed, path)
+    _draw_sizes({study.first.model: [(study, cell) for cell in study.cells.values()] for study in mains}, speed, path)
 
 
-def _draw_sizes(groups: Mapping[str, Sequence[Cell]], speed: Speed, path: Path) -> None:
+def _draw_sizes(groups: Mapping[str, Sequence[tuple[Study, Cell]]], speed: Speed, path: Path) -> None:
     figure, panels = _panels(2, width=4.8, height=4.4)
-    keys = ("pruned.rouge2", "{}.batch_{}.pruned_ms".format(*speed))
+    measures: tuple[Callable[[Study, Cell], float | None], ...] = (
+        lambda study, cell: cell.figure("pruned.rouge2"),
+        lambda study, cell: study.milliseconds(cell, speed),
+    )
     named: list[list[tuple[str, tuple[float, float]]]] = []
-    for axes, key in zip(panels, keys, strict=True):
+    for axes, measure in zip(panels, measures, strict=True):
         named.append([])
         for (name, cells), marker, colour in zip(groups.items(), cycle(MARKERS), cycle(COLOURS), strict=False):
-            found = [(cell.label, cell.figure("parameters.pruned"), cell.figure(key)) for cell in cells]
+            found = [(cell.label, cell.figure("parameters.pruned"), measure(study, cell)) for study, cell in cells]
             points = [(label, (size / 1e6, value)) for label, size, value in found if size and value is not None]
             axes.plot(*_columns(point for _, point in points), marker, color=colour, label=name)
             named[-1] += points

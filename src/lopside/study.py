@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shlex
 import statistics
 from collections import defaultdict
@@ -14,7 +15,7 @@ from typing import Any
 from lopside.engines import BASELINE
 from lopside.estimates import Estimate, mean, student_quantile
 from lopside.grid import Pair
-from lopside.history import TRAINING, Row, seedless
+from lopside.history import SPEED, TRAINING, Row, seedless
 from lopside.intervals import CONFIDENCE
 
 Speed = tuple[str, int]
@@ -71,9 +72,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Study:
-    """Rows that compare: the same data, model, training, strategy and scoring, timed on one machine in one way."""
+    """Rows that compare: the same data, model, training, strategy and scoring, timed on one machine in one way.
+
+    Of cells that are there, further seeds may come from elsewhere, without their times.
+    """
 
     rows: tuple[Row, ...]
+    elsewhere: int = 0
+    """How many of the rows, the last ones, were timed otherwise or on another machine."""
 
     @property
     def first(self) -> Row:
@@ -187,6 +193,16 @@ class Study:
         reach = student_quantile((1 + CONFIDENCE) / 2, freedom) * deviation * math.sqrt(trainings / len(cell.rows))
         return Estimate(value, value - math.hypot(value - low, reach), value + math.hypot(high - value, reach))
 
+    def milliseconds(self, cell: Cell, speed: Speed) -> float | None:
+        """A batch of the pruned model: dense's median over all cells / the cell's speedup.
+
+        A machine's pace changes from hour to hour; within a cell both sides have the same hour, between cells not.
+        """
+        key = "{}.batch_{}.dense_ms".format(*speed)
+        dense = [found for each in self.cells.values() if (found := each.figure(key)) is not None]
+        speedup = cell.speedup(speed)
+        return statistics.median(dense) / speedup.value if dense and speedup else None
+
     @cached_property
     def speeds(self) -> list[Speed]:
         """Settings and batch sizes that were timed, the usual setting first."""
@@ -205,14 +221,29 @@ class Study:
 def studies(rows: Iterable[Row]) -> list[Study]:
     """The rows that are not stale, as studies.
 
+    What a training leaves to chance has nothing to do with where its model is timed: a study takes the seeds that it
+    lacks from rows that are like its own but for machine and timer, and leaves their times behind.
+
     Those trained for whole epochs come before those trained for some steps; of equal ones that of most cells first,
     and then that with the latest row.
     """
     groups: dict[Any, list[tuple[int, Row]]] = defaultdict(list)
+    alike: dict[Any, list[Row]] = defaultdict(list)
     for number, row in enumerate(rows):
         if not row.stale:
-            groups[_key(row)].append((number, row))
-    found = [(numbered[-1][0], Study(tuple(row for _, row in numbered))) for numbered in groups.values()]
+            groups[_key(row), row.machine, row.timing].append((number, row))
+            alike[_key(row)].append(row)
+    found = []
+    for (key, *_), numbered in groups.items():
+        own = [row for _, row in numbered]
+        seeds = {(row.enc, row.dec, row.seed) for row in own}
+        cells = {(row.enc, row.dec) for row in own}
+        others = {
+            (row.enc, row.dec, row.seed): _untimed(row)
+            for row in sorted(alike[key], key=lambda row: row.date)
+            if (row.enc, row.dec) in cells and (row.enc, row.dec, row.seed) not in seeds
+        }
+        found.append((numbered[-1][0], Study((*own, *others.values()), len(others))))
     return [study for _, study in sorted(found, key=lambda each: (each[1].in_steps, -len(each[1].cells), -each[0]))]
 
 
@@ -250,7 +281,12 @@ def counted(number: int, one: str, many: str = "") -> str:
 
 
 def _key(row: Row) -> tuple[Any, ...]:
+    """What rows have in common whose summaries compare."""
     kept = (row.encoder_kept, row.decoder_kept) if row.strategy == "explicit" else ()
-    scored = seedless(row.signature)
-    trained = row.dataset, row.model, row.strategy, row.unit, row.settings, row.inputs, kept
-    return *trained, scored, row.machine, row.timing
+    # `score` holds that dense and pruned were trained on one kind of device: on which is no matter between rows.
+    scored = re.sub(r"(\|trained:\w+) on \w+", r"\1", seedless(row.signature))
+    return row.dataset, row.model, row.strategy, row.unit, row.settings, row.inputs, kept, scored
+
+
+def _untimed(row: Row) -> Row:
+    return replace(row, figures={key: value for key, value in row.figures.items() if not SPEED.fullmatch(key)})
