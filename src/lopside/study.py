@@ -78,12 +78,16 @@ class Study:
     """
 
     rows: tuple[Row, ...]
-    elsewhere: int = 0
-    """How many of the rows, the last ones, were timed otherwise or on another machine."""
+    """Its own come first."""
 
     @property
     def first(self) -> Row:
         return self.rows[0]
+
+    @property
+    def elsewhere(self) -> int:
+        """How many rows were timed otherwise or on another machine."""
+        return sum((row.machine, row.timing) != (self.first.machine, self.first.timing) for row in self.rows)
 
     @property
     def title(self) -> str:
@@ -243,7 +247,7 @@ def studies(rows: Iterable[Row]) -> list[Study]:
             for row in sorted(alike[key], key=lambda row: row.date)
             if (row.enc, row.dec) in cells and (row.enc, row.dec, row.seed) not in seeds
         }
-        found.append((numbered[-1][0], Study((*own, *others.values()), len(others))))
+        found.append((numbered[-1][0], Study((*own, *others.values()))))
     return [study for _, study in sorted(found, key=lambda each: (each[1].in_steps, -len(each[1].cells), -each[0]))]
 
 
