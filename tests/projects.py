@@ -99,6 +99,7 @@ def write_splits(folder: Path, **sizes: int) -> None:
         ]
         frame = pd.DataFrame(rows, columns=["id", "document", "body", "summary", "source"]).astype(str)
         frame.to_parquet(folder / f"data/splits/{split}.parquet", index=False)
+    (folder / "data/splits/provenance.json").write_text("{}\n")
 
 
 def commit(folder: Path) -> None:
