@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -19,6 +20,7 @@ from transformers import BartForConditionalGeneration, BertConfig, BertModel
 
 from lopside.docstrings import Pair
 from lopside.errors import LopsideError
+from recipes.base import evaluate
 from recipes.base import train as recipe
 from recipes.base.curve import MODELS, course, draw
 from recipes.base.evaluate import MEASURES, ROWS, markdown, share_copying, with_other_bodies
@@ -26,6 +28,7 @@ from recipes.base.narrow import activity, cut
 from recipes.base.text import to_learn
 from recipes.base.train import Example, batches_of, collate, hidden, rate_at
 from recipes.base.warmstart import SPECIAL, trimmed_tokenizer, warm_bart
+from tests.projects import write_splits
 
 WORDS = ["returns", "the", "cached", "value", "of", "a", "given", "key", "or", "raises", "an", "error", "for"]
 
@@ -392,3 +395,17 @@ def test_the_card_gives_each_figure_with_its_interval() -> None:
         "- are empty: 0.0%",
         "- copy a whole sentence of the document: 25.0%",
     ]
+
+
+def test_a_model_fine_tuned_elsewhere_has_figures_of_its_own_name(
+    tiny_bart: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(evaluate, "HERE", tmp_path)
+    write_splits(tmp_path, test=3)
+    done = CliRunner().invoke(evaluate.main, [str(tiny_bart), "--name", "mini-elsewhere"], catch_exceptions=False)
+    figures = json.loads((tmp_path / "figures-mini-elsewhere.json").read_text())
+    assert markdown(figures, "mini-elsewhere") in done.stdout
+    assert figures["documents"] == 3
+    # "test function 0" beside "Return item 0 of the test list.": two words of three and of seven
+    assert figures["name"]["rouge1"]["mean"] == pytest.approx(100 * 2 * 2 / (3 + 7), abs=0.01)

@@ -79,8 +79,10 @@ def rounded(mean: float, low: float, high: float) -> dict[str, float]:
 
 @click.command()
 @click.argument("model", default="models/docs-bart-mini", type=click.Path(path_type=Path))
-def main(model: Path) -> None:
-    """Measure the model in folder MODEL on the whole test split: print its card's table, write figures-NAME.json."""
+@click.option("--name", help="What the model is called, where not as its folder.")
+def main(model: Path, name: str | None) -> None:
+    """Measure the model in folder MODEL on the whole test split of the data set that data/splits holds: print its
+    card's table, write figures-NAME.json."""
     import torch
 
     keep_memory()
@@ -114,16 +116,16 @@ def main(model: Path) -> None:
         "repeating": round(share_repeating(outputs["model"]), 4),
         "copying": round(share_copying(outputs["model"], list(test.body)), 4),
     }
-    for name, result in scores.items():
-        figures[name] = {
+    for text, result in scores.items():
+        figures[text] = {
             measure: rounded(result.means[measure], *interval) for measure, interval in result.intervals.items()
         }
-    for name in ("lead", "name", "other_body"):
-        gain = compare(scores["model"].per_document["rouge2"], scores[name].per_document["rouge2"])
-        figures[f"rouge2_above_{name}"] = rounded(gain.difference, gain.low, gain.high)
+    for text in ("lead", "name", "other_body"):
+        gain = compare(scores["model"].per_document["rouge2"], scores[text].per_document["rouge2"])
+        figures[f"rouge2_above_{text}"] = rounded(gain.difference, gain.low, gain.high)
     figures["signature"] = scores["model"].signature
-    write_json(HERE / f"figures-{model.name}.json", figures)
-    print(markdown(figures, model.name))
+    write_json(HERE / f"figures-{name or model.name}.json", figures)
+    print(markdown(figures, name or model.name))
 
 
 if __name__ == "__main__":
