@@ -78,16 +78,30 @@ def tradeoff(study: Study, setting: str, path: Path) -> None:
         front = pareto({pair: (x.value, y.value) for pair, (x, y) in points.items()})
         ends = [(points[pair][0].value, points[pair][1].value) for pair in front]
         axes.plot(*_columns(ends), ":", color="black", linewidth=1, label="beaten by no other", zorder=1)
-        axes.axhline(0, color=GREY, linewidth=1)
-        axes.axvline(1, color=GREY, linewidth=1)
-        axes.set_title(f"{in_words(setting)}, batch {batch}")
-        axes.set_xlabel("speedup: dense time / pruned time")
-        axes.set_ylabel(DELTA)
-        _in_ratios(axes)
+        _frame_tradeoff(axes, f"{in_words(setting)}, batch {batch}")
         named.append([(study.cells[pair].label, (x.value, y.value)) for pair, (x, y) in points.items()])
     _legend_below(figure, panels[0])
     _name_points(figure, panels, named)
     save(figure, path)
+
+
+def draw_tradeoff(points: Sequence[tuple[str, Estimate, Estimate]], title: str, path: str | Path) -> None:
+    """What is lost against what is won, with both intervals: a point each by its label, speedup and difference."""
+    figure, (axes,) = _panels(1, width=6.4, height=4.4)
+    _draw_points(axes, [(x, y) for _, x, y in points], number=0)
+    _frame_tradeoff(axes, title)
+    _name_points(figure, [axes], [[(label, (x.value, y.value)) for label, x, y in points]])
+    save(figure, path)
+
+
+def _frame_tradeoff(axes: Axes, title: str) -> None:
+    """Where dense is, and what the axes say."""
+    axes.axhline(0, color=GREY, linewidth=1)
+    axes.axvline(1, color=GREY, linewidth=1)
+    axes.set_title(title)
+    axes.set_xlabel("speedup: dense time / pruned time")
+    axes.set_ylabel(DELTA)
+    _in_ratios(axes)
 
 
 def heat_maps(study: Study, speed: Speed, path: Path) -> None:
@@ -225,7 +239,7 @@ def _panels(count: int, width: float, height: float) -> tuple[Figure, list[Axes]
 
 
 def _draw_points(
-    axes: Axes, points: Sequence[tuple[Estimate, Estimate]], number: int, label: str, line: str = ""
+    axes: Axes, points: Sequence[tuple[Estimate, Estimate]], number: int, label: str | None = None, line: str = ""
 ) -> None:
     """Points with the intervals of both coordinates, in the colour and marker of this number."""
     (x, x_reach), (y, y_reach) = (_with_reach(column) for column in _columns(points))

@@ -7,7 +7,7 @@ and what was scored document by document in DVC's cache.
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,9 +16,11 @@ import numpy as np
 
 from lopside.engines import BASELINE
 from lopside.errors import LopsideError
+from lopside.estimates import Estimate
 from lopside.history import check_whole, flat, seedless
-from lopside.pictures import COLOURS, GREY, draw_courses, save
+from lopside.pictures import draw_courses, draw_tradeoff
 from lopside.repository import LATENCY, LOCK, PARAMS, ROUGE, commit_of, leaf, read_mapping, read_text, stages_of
+from lopside.study import in_words
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -122,27 +124,7 @@ def tradeoff_png(runs: Sequence[Run], path: str | Path, batch: int = 1) -> None:
         )
         for run in runs
     ]
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
-    axes = figure.subplots()
-    axes.axhline(0, color=GREY, linewidth=1)
-    axes.axvline(1, color=GREY, linewidth=1)
-    for label, (x, *x_ends), (y, *y_ends) in points:
-        axes.errorbar(
-            [x],
-            [y],
-            xerr=[[x - x_ends[0]], [x_ends[1] - x]],
-            yerr=[[y - y_ends[0]], [y_ends[1] - y]],
-            fmt="o",
-            color=COLOURS[0],
-            capsize=3,
-        )
-        axes.annotate(label, (x, y), xytext=(6, 6), textcoords="offset points")
-    axes.set_xlabel(f"speedup: dense time / pruned time, batch {batch}")
-    axes.set_ylabel("ROUGE-2: pruned minus dense, points")
-    axes.grid(alpha=0.3)
-    save(figure, path)
+    draw_tradeoff(points, f"{in_words('fixed')}, batch {batch}", path)
 
 
 @dataclass(frozen=True)
@@ -265,8 +247,8 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _with_interval(figure: Any, key: str) -> tuple[float, float, float]:
-    return figure(key), figure(f"{key}_low"), figure(f"{key}_high")
+def _with_interval(figure: Callable[[str], float], key: str) -> Estimate:
+    return Estimate(figure(key), figure(f"{key}_low"), figure(f"{key}_high"))
 
 
 def _times(run: Run, key: str) -> str:
