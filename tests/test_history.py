@@ -101,6 +101,11 @@ def test_no_file_and_an_empty_one_have_no_rows(tmp_path: Path) -> None:
     [
         ("2026-01-31", "31.1.2026", r"line 2: date: '31.1.2026' is refused; allowed: a day as 2026-01-31"),
         ("docstrings,docs-bart-mini,6,1,", "docstrings,docs-bart-mini,6,0,", r"line 2: dec: '0' is refused"),
+        (
+            "docstrings,docs-bart-mini,6,1,",
+            "docstrings,docs-bart-mini,7,1,",
+            r"line 2: enc: 7 is refused; allowed: 1 to 6",
+        ),
         ("-1.5,-2,-1", "abc,-2,-1", r"line 2: delta.rouge2: 'abc' is refused; allowed: a number"),
         ("-1.5,-2,-1", "nan,-2,-1", r"line 2: delta.rouge2: 'nan' is refused"),
         ("-1.5,-2,-1", ",-2,-1", r"line 2: delta.rouge2: '' is refused; allowed: a number"),
@@ -226,6 +231,8 @@ def test_a_stage_that_read_another_file_of_a_folder_than_lies_there_now_was_not_
 
 
 def test_what_is_no_text_is_named(file: Path) -> None:
+    with pytest.raises(LopsideError, match=r"cannot be read: Is a directory"):
+        read_history(file.parent)
     file.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(LopsideError, match=r"cannot be read: it is no UTF-8 text file"):
         read_history(file)

@@ -1,6 +1,7 @@
 """What is recommended, how sure it is said to be, and what to do next."""
 
 import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -80,7 +81,7 @@ def test_what_is_said() -> None:
         "Perhaps 6-2: 2.00x [1.90, 2.10] at fixed output, batch 1; ROUGE-2 -0.90 [-1.40, -0.40] points, 95.5% retained"
         ": its interval does not say.",
         "Of 6-1, 6-2, 6-3 fewer than 3 seeds were trained: "
-        "`lopside sweep 6-1,6-2,6-3 --seeds 3 -S keep.strategy=uniform -S train.batch_size=64`, "
+        "`lopside sweep 6-1,6-2,6-3 -S seed=1 --seeds 2 -S keep.strategy=uniform -S train.batch_size=64`, "
         "as at revision abc1234",
         "Not measured yet, and perhaps better: "
         "`lopside sweep 5-3 -S keep.strategy=uniform -S train.batch_size=64`, as at revision abc1234",
@@ -136,18 +137,86 @@ def test_other_studies_are_told_by_what_sets_them_apart() -> None:
             *(row(6, dec, revision="def5678", settings="third") for dec in (1, 2)),
         ]
     )
-    assert recommend("--max-loss", "1").output.splitlines()[1] == (
-        "There are others of this model and data: 2 cells with params.yaml of def5678; "
+    assert recommend("--max-loss", "1").output.splitlines()[-1] == (
+        "There are other studies of this model and data: 2 cells with params.yaml of def5678; "
         "1 cell with data.prefix a b, machine a GPU, train.max_steps 80."
     )
 
 
 def test_several_seeds_count_by_their_mean_and_are_told() -> None:
-    write_history([*CELLS, row(6, 3, -0.3, 1.5, seed=1), row(6, 3, -0.1, 1.5, seed=2)])
-    output = recommend("--max-loss", "0.8").output
-    assert "interval, the mean of 3 seeds, which by themselves are -0.50, -0.30, -0.10 points." in output
-    # Of the mean, the far end is -0.80; of the seeds -1.0, -0.8 and -0.6.
-    assert " -S seed=1 " in output.splitlines()[-1]
+    cells = [*CELLS, row(6, 3, -0.3, 1.5, seed=1), row(6, 3, -0.1, 1.7, seed=4)]
+    write_history(cells)
+    output = recommend("--max-loss", "1.5").output
+    assert "interval, the mean of 3 seeds, which by themselves are -0.50, -0.30, -0.10." in output
+    # The first that reaches the goal by itself.
+    assert " -S seed=0 " in output.splitlines()[-1]
+    output = recommend("--min-retained", "94%").output
+    assert "interval, the mean of 3 seeds, which by themselves are 97.5%, 98.5%, 99.5%." in output
+    output = recommend("--min-speedup", "1.45").output  # the mean is 1.57, its far end 1.47
+    assert "interval, the mean of 3 seeds, which by themselves are 1.50x, 1.50x, 1.70x." in output
+    assert label(recommend("--min-speedup", "1.5")) == "6-2"
+
+
+def test_the_luck_of_training_counts() -> None:
+    # From seed to seed 0.4 / sqrt(2) points, by one degree of freedom; of a difference, Student's 12.706 x 0.4.
+    noisy = [*CELLS, row(6, 3, -0.1, 1.5, seed=1)]
+    write_history(noisy)
+    assert label(recommend("--max-loss", "5")) == "6-3"  # 6-1 and 6-2 too, of documents alone
+    found = recommend("--max-loss", "7").output.splitlines()
+    assert found[1].startswith("6-1: 3.00x [2.90, 3.10] at fixed output, batch 1; ROUGE-2 -1.50 [-6.61, +3.61] points")
+    assert found[2].endswith("interval, which for its one training takes in how far others differ from seed to seed.")
+    # A share varies by its own luck and, times itself, dense's: 12.706 x 0.2828 x hypot(1, 0.925) / 20 = 24.5%.
+    assert label(recommend("--min-retained", "0.7")) == "6-2"
+    assert label(recommend("--min-retained", "0.67")) == "6-1"
+    assert recommend("--min-speedup", "2.9").output.splitlines()[2].endswith(", so far as one training can tell.")
+
+
+def test_only_the_seeds_that_lack_are_asked_for() -> None:
+    write_history([row(6, 3, -0.5, 1.5), row(6, 2, -0.9, 2.0), row(6, 2, -0.9, 2.0, seed=3)])
+    lines = [line for line in recommend("--max-loss", "0.9").output.splitlines() if "fewer than 3 seeds" in line]
+    settings = "-S keep.strategy=uniform -S train.batch_size=64`, as at revision abc1234"
+    assert lines == [
+        f"Of 6-2 fewer than 3 seeds were trained: `lopside sweep 6-2 -S seed=4 {settings}",
+        f"Of 6-3 fewer than 3 seeds were trained: `lopside sweep 6-3 -S seed=1 --seeds 2 {settings}",
+    ]
+
+
+def test_an_engine_that_does_better_is_named_where_none_is_asked_for() -> None:
+    engine = "engine=ctranslate2"
+    served = row(6, 3, -0.5, 1.4, timing="device:cpu|engine:ctranslate2 int8|threads:2", settings="served")
+    total = {f"fixed.batch_1.total{end}": 4.0 for end in ("", "_low", "_high")}
+    served = replace(served, overrides=f"{engine} dtype=int8 train.batch_size=64", figures={**served.figures, **total})
+    write_history([*CELLS, served])
+    lines = recommend("--max-loss", "1").output.splitlines()
+    assert lines[0].startswith("docs-bart-mini on docstrings, uniform, 1 epoch, ctranslate2 int8, 1 cell, ")
+    assert lines[1].startswith("6-3: 4.00x [4.00, 4.00] in all (1.40x [1.30, 1.50] by pruning) at fixed output")
+    assert lines[-1] == (
+        "There are other studies of this model and data: 5 cells with no dtype, engine transformers float32."
+    )
+    assert label(recommend("--min-speedup", "3.5")) == "6-3"
+    assert label(recommend("--max-loss", "1.4")) == "6-3"  # 4 times, and 6-2 by transformers 2
+    assert label(recommend("--max-loss", "1.4", "--engine", "transformers")) == "6-2"
+    # One that was trained otherwise is not compared.
+    write_history([*CELLS, replace(served, training=("2.0", "0", "64", "0.0005", "linear"))])
+    assert recommend("--max-loss", "1").output.startswith(
+        "docs-bart-mini on docstrings, uniform, 1 epoch, transformers"
+    )
+
+
+def test_where_the_params_are_those_of_head_no_revision_is_named(folder: Path) -> None:
+    def git(*arguments: str) -> str:
+        identity = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+        done = subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    git("init", "--quiet")
+    git("add", "params.yaml")
+    git("commit", "--quiet", "--message", "params")
+    write_history([row(6, 3, -0.5, 1.5, revision=git("rev-parse", "HEAD")[:7])])
+    assert "as at revision" not in recommend("--max-loss", "1").output
+    (folder / "params.yaml").write_text((folder / "params.yaml").read_text() + "# changed\n")
+    git("commit", "--quiet", "--all", "--message", "other params")
+    assert "as at revision" in recommend("--max-loss", "1").output
 
 
 def test_cells_that_are_as_fast_within_the_intervals_are_named() -> None:
@@ -178,7 +247,16 @@ def test_other_models_and_data_take_no_part() -> None:
         ),
         (CELLS, ["--max-loss", "1", "--setting", "paper"], "--setting paper --batch 1: was not timed"),
         ([], ["--max-loss", "1"], "metrics/history.csv: holds no row to recommend from"),
-        ([row(6, 1, stale="gone")], ["--max-loss", "1"], "metrics/history.csv: holds no row to recommend from"),
+        (
+            [row(6, 1, stale="gone")],
+            ["--max-loss", "1"],
+            "metrics/history.csv: holds no row to recommend from: 1 row, all of them stale; `lopside sweep`",
+        ),
+        (
+            [row(6, 1, speeds=())],
+            ["--max-loss", "1"],
+            "--setting fixed --batch 1: was not timed; nothing was, of this model and data",
+        ),
         (
             [row(6, 1, dataset="xsum")],
             ["--max-loss", "1"],

@@ -15,7 +15,7 @@ from typing import TypeVar
 from lopside import published
 from lopside.estimates import IN_POINTS, IN_TIMES, Estimate, difference, geometric_mean, least_squares, mean, ratio
 from lopside.grid import ALL, DENSE, FEWER, Pair, names
-from lopside.study import Cell, Speed, Study, Subject
+from lopside.study import Speed, Study, Subject
 
 ABOUT_3, ABOUT_1 = 2.5, 1.5
 """What rounds to 3 (times as fast, at least) and to 1 (point lost, at most)."""
@@ -117,10 +117,10 @@ def three_for_one(study: Study, speed: Speed) -> Verdict:
     deltas = {pair: delta for pair, delta in _deltas(study).items() if pair in speedups}
     shown = _least_loss(deltas, speedups)
     if shown:
-        ours = _in_words(study.cells[shown], deltas[shown], speedups[shown])
+        ours = _in_words(study, shown, deltas[shown], speedups[shown])
     elif speedups:
         shown = max(speedups, key=lambda pair: speedups[pair].value)
-        ours = f"none; the fastest is {_in_words(study.cells[shown], deltas[shown], speedups[shown])}"
+        ours = f"none; the fastest is {_in_words(study, shown, deltas[shown], speedups[shown])}"
     else:
         ours = ""
     theirs = []
@@ -303,9 +303,10 @@ def _over(found: Iterable[int]) -> str:
     return f", x = {f'{each[0]} to {each[-1]}' if whole else ', '.join(map(str, each))}" if each else ""
 
 
-def _in_words(cell: Cell, delta: Estimate, speedup: Estimate) -> str:
-    kept = ", {:.1%} [{:.1%}, {:.1%}] retained".format(*cell.retained) if cell.retained else ""
-    return f"{cell.label}: {TIMES.form.format(*speedup)}, {POINTS.form.format(*delta)}{kept}"
+def _in_words(study: Study, pair: Pair, delta: Estimate, speedup: Estimate) -> str:
+    retained = study.retained(study.cells[pair])
+    kept = ", {:.1%} [{:.1%}, {:.1%}] retained".format(*retained) if retained else ""
+    return f"{names([pair])}: {TIMES.form.format(*speedup)}, {POINTS.form.format(*delta)}{kept}"
 
 
 def _order(deltas: Mapping[Pair, Estimate], steps: bool = True) -> str:

@@ -13,14 +13,14 @@ from typing import Any
 import yaml
 
 from lopside.errors import LopsideError
-from lopside.history import changes, check_confidence, flat
+from lopside.history import SIXTHS, changes, check_confidence, flat
 from lopside.params import load_params
 from lopside.repository import PARAMS, SHORT
 
 Pair = tuple[int, int]
 """Layers kept of encoder and decoder, in sixths unless it is said otherwise."""
 
-ALL = 6
+ALL = SIXTHS
 """Sixths: all layers of a stack."""
 FEWER = range(ALL - 1, 0, -1)
 DENSE: Pair = (ALL, ALL)

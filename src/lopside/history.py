@@ -45,6 +45,9 @@ LAYERS = "metrics/plots/layers.csv"
 TRAINING = ("train.epochs", "train.max_steps", "train.batch_size", "train.learning_rate", "train.scheduler")
 """Settings of training that have a column each; all that were changed are in `overrides`."""
 
+SIXTHS = 6
+"""All layers of a stack, where enc and dec are shares."""
+
 NAMED = ("enc", "dec", "seed", "keep.strategy")
 """What an experiment's name says, so that its overrides need not."""
 
@@ -248,8 +251,10 @@ def read_history(path: str | Path = HISTORY) -> list[Row]:
         return []
     try:
         lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise LopsideError(f"{path}: cannot be read: it is no UTF-8 text file") from error
+    except OSError as error:
+        raise LopsideError(f"{path}: cannot be read: {error.strerror}") from error
     if lines == [""]:
         return []
     headers: dict[int, list[str]] = {}
@@ -444,6 +449,10 @@ def _row(where: str, fields: Mapping[str, str]) -> Row:
         low, high = figures.get(f"{name}_low", value), figures.get(f"{name}_high", value)
         if not low <= value <= high:
             raise LopsideError(f"{where}: {name}: {value:g} is outside its own interval, {low:g} to {high:g}")
+    if values["unit"] == "sixths" and values["strategy"] != "explicit":
+        for name in ("enc", "dec"):
+            if values[name] > SIXTHS:
+                raise LopsideError(f"{where}: {name}: {values[name]} is refused; allowed: 1 to {SIXTHS} sixths")
     return Row(**values, training=tuple(read(key, _COLUMNS[key]) for key in TRAINING), figures=figures)
 
 

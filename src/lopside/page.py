@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import re
+import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -137,7 +138,7 @@ def _claims(page: _Page, mains: Mapping[Subject, Study]) -> None:
         "are missing; 5 takes two models and two data sets. The best cells of 3 and 4 are chosen by the figures "
         "they are judged by, which flatters them. Intervals of a difference between two cells are wider than they "
         "need be, as the rows do not say how their errors go together; `lopside compare` goes by the documents and "
-        "has the paired ones. " + _luck(main)
+        "has the paired ones. " + _luck(mains)
     )
     found = [*study_verdicts(main), same_across(mains)]
     usual = ("paper", 1) if ("paper", 1) in main.speeds else next(iter(main.speeds), None)
@@ -148,16 +149,24 @@ def _claims(page: _Page, mains: Mapping[Subject, Study]) -> None:
         _verdict_table(page, [each for each in found if each.speed])
 
 
-def _luck(study: Study) -> str:
+def _luck(mains: Mapping[Subject, Study]) -> str:
     """Whether the intervals of the claims cover what training leaves to chance."""
-    if not study.seed_noise:
+    known = {" on ".join(subject): study for subject, study in mains.items() if study.seed_noise}
+    if not known:
         return "What training leaves to chance is in none of them: no cell was trained with several seeds."
-    deviation, freedom = study.seed_noise
-    return (
-        "What training leaves to chance is in those of ROUGE-2 differences, though not of shares: from seed to seed a "
-        f"figure varies by {deviation:.2f} points (standard deviation, {counted(freedom, 'degree')} of freedom), which "
-        "is taken to be so for every cell."
-    )
+    found = []
+    for subject, study in known.items():
+        assert study.seed_noise
+        deviation, freedom = study.seed_noise
+        own = [statistics.stdev(figures) for figures in study.singles.values()]
+        found.append(
+            f"from seed to seed a figure of {plain(subject)} varies by {deviation:.2f} points (standard deviation, "
+            f"{counted(freedom, 'degree')} of freedom), which is taken to be so for every cell (by themselves: "
+            f"{min(own):.2f} to {max(own):.2f})"
+        )
+    others = [plain(" on ".join(subject)) for subject in mains if " on ".join(subject) not in known]
+    without = f" In those of {' and '.join(others)} it is not, for want of several seeds." if others else ""
+    return f"What training leaves to chance is in those of ROUGE-2: {'; '.join(found)}.{without}"
 
 
 def _verdict_table(page: _Page, verdicts: Iterable[Verdict]) -> None:
@@ -186,10 +195,11 @@ def _study(page: _Page, study: Study, number: int, first: bool) -> None:
         "ROUGE-2 dense",
         "ROUGE-2 pruned",
         "difference",
+        "with training's luck",
         "seed to seed",
         "retained",
     ]
-    page.table(header, map(_cell, study.cells.values()), numbers=len(header) - 1)
+    page.table(header, (_cell(study, cell) for cell in study.cells.values()), numbers=len(header) - 1)
     prefix = "" if number == 1 else f"{number}-"
     for setting in study.settings:
         header = ["enc-dec", *(f"speedup, {_at((setting, batch))}" for batch in study.batches(setting))]
@@ -211,7 +221,7 @@ def _study(page: _Page, study: Study, number: int, first: bool) -> None:
         _verdict_table(page, study_verdicts(study))
 
 
-def _cell(cell: Cell) -> list[str]:
+def _cell(study: Study, cell: Cell) -> list[str]:
     singles = [row.figure("delta.rouge2") for row in cell.rows]
     figures = [cell.figure(f"{side}.rouge2") for side in ("dense", "pruned")]
     size = cell.figure("parameters.pruned")
@@ -221,6 +231,7 @@ def _cell(cell: Cell) -> list[str]:
         f"{size / 1e6:.1f} M" if size else "",
         *("" if figure is None else f"{figure:.2f}" for figure in figures),
         IN_POINTS.format(*cell.delta),
+        "[{:+.2f}, {:+.2f}]".format(*study.delta(cell)[1:]) if study.seed_noise else "",
         f"{min(singles):+.2f} to {max(singles):+.2f}" if len(singles) > 1 else "",
         "{:.1%} [{:.1%}, {:.1%}]".format(*cell.retained) if cell.retained else "",
     ]
@@ -268,7 +279,7 @@ def _pooled(page: _Page, mains: Mapping[Subject, Study]) -> None:
     ours: dict[Pair, list[Estimate]] = defaultdict(list)
     for study in mains.values():
         for pair, cell in study.cells.items():
-            ours[pair].append(cell.delta)
+            ours[pair].append(study.delta(cell))
     if not ours:
         return
     theirs: dict[Pair, list[float]] = defaultdict(list)
@@ -280,8 +291,8 @@ def _pooled(page: _Page, mains: Mapping[Subject, Study]) -> None:
         "## Average degradation",
         f"ROUGE-2 minus dense, the mean over {counted(len(mains), 'pair')} of model and data set of ours, each by its "
         f"first study ({'; '.join(plain(study.title) for study in mains.values())}), and over those of the "
-        "authors whose full "
-        "model has a sound figure. Not all of them have every cell: *of* says how many do.",
+        "authors whose full model has a sound figure. Not all of them have every cell: *of* says how many do. The "
+        "intervals are as those of the claims.",
     )
     pictures.pooled(
         means, theirs, page.picture("pooled.png", "Average ROUGE-2 lost for each cell, ours and the authors'")
@@ -352,9 +363,13 @@ def _method(page: _Page, rows: Sequence[Row], found: Sequence[Study]) -> None:
         "## How it was measured",
         "- ROUGE-2 is the F-measure x 100. Its intervals (95%, paired bootstrap over the test documents) cover the "
         "choice of documents. With several seeds a figure is their mean, and its interval the mean of theirs; the "
-        "column *seed to seed* has the range of the single ones, which is what training leaves to chance.",
+        "column *seed to seed* has the range of the single ones, which is what training leaves to chance. The column "
+        "*with training's luck* has the interval that covers that too, dense's included, as claims and "
+        "`lopside recommend` take it; pictures have the one of documents alone.",
         "- A speedup is the median over interleaved pairs of dense time / pruned time in one process, with a 95% "
-        "interval from order statistics. Milliseconds compare on one machine alone, ratios travel better.",
+        "interval from order statistics. Milliseconds compare on one machine alone, ratios travel better. At the "
+        "paper's setting a batch is always the first documents of the test split, at batch 1 a single one: its "
+        "interval covers neither the choice of documents nor that another training writes other summaries.",
     )
     page.table(
         ["study", "documents", "inputs", "revisions", "days", "machine", "timing", *TRAINING, "scoring"],

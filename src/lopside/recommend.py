@@ -1,6 +1,7 @@
 """Which cell to take: the fastest that loses no more than asked, or the one that loses least of those fast enough.
 
-A cell counts by the far end of its interval, so that what is recommended is as good as asked even if it was lucky.
+A cell counts by the far end of its interval, so that what is recommended is as good as asked even if it was lucky: in
+its documents and, as far as several seeds tell, in its training.
 """
 
 from __future__ import annotations
@@ -9,14 +10,14 @@ import math
 import re
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lopside.errors import LopsideError
 from lopside.estimates import IN_POINTS, IN_TIMES, Estimate
 from lopside.grid import ALL, Pair
 from lopside.history import HISTORY, Row
 from lopside.params import load_params
-from lopside.repository import SHORT, experiments
+from lopside.repository import PARAMS, SHORT, experiments, git
 from lopside.study import Cell, Speed, Study, counted, in_words, studies
 
 SEEDS = 3
@@ -25,16 +26,21 @@ MOST = 3
 """Cells that might do better, and are named."""
 
 
+Figure = Callable[[Study, Cell, Speed], Estimate | None]
+
+
 @dataclass(frozen=True)
 class Goal:
     """What is asked of a cell."""
 
-    bound: Callable[[Cell, Speed], Estimate | None]
+    bound: Figure
     """What must reach ``least``; its interval decides."""
     least: float
-    wish: Callable[[Cell, Speed], Estimate | None]
+    wish: Figure
     """What is to be as great as possible."""
     words: str
+    form: str
+    """How a bare ``bound`` is written."""
 
     @classmethod
     def of(cls, max_loss: float | None, min_retained: str | None, min_speedup: float | None) -> Goal:
@@ -43,13 +49,15 @@ class Goal:
             raise LopsideError("give one of --max-loss, --min-retained and --min-speedup, as in --max-loss 1.0")
         if max_loss is not None:
             _check("--max-loss", max_loss, 0 <= max_loss < math.inf, "ROUGE-2 points of 0 or more")
-            return cls(_delta, -max_loss, _speedup, f"loses at most {max_loss:g} ROUGE-2 points")
+            words = f"loses at most {max_loss:g} ROUGE-2 points"
+            return cls(_delta, -max_loss, _speedup, words, "{:+.2f}")
         if min_retained is not None:
             share = _share(min_retained)
-            return cls(_retained, share, _speedup, f"retains at least {share:.4g} of dense's ROUGE-2")
+            return cls(_retained, share, _speedup, f"retains at least {share:.4g} of dense's ROUGE-2", "{:.1%}")
         assert min_speedup is not None
         _check("--min-speedup", min_speedup, 0 < min_speedup < math.inf, "a number above 0")
-        return cls(_speedup, min_speedup, _delta, f"is at least {min_speedup:g} times as fast as dense")
+        words = f"is at least {min_speedup:g} times as fast as dense"
+        return cls(_speedup, min_speedup, _delta, words, "{:.2f}x")
 
 
 @dataclass(frozen=True)
@@ -66,58 +74,104 @@ def advise(
     """The cell of the history that reaches the goal best, how sure that is, and what would make it surer.
 
     Goes by the first of the `studies` of the model and data set that params.yaml names, computed by this engine and in
-    this precision where they are given. Raises LopsideError where there is none, or it was not timed so.
+    this precision where they are given, or where they are not by one of equal training whose engine does better.
+    Raises LopsideError where there is none, or it was not timed so.
     """
-    study, *others = _studies_of(rows, speed, engine, dtype)
-    pruned = [cell for cell in study.cells.values() if not study.is_dense(cell)]
-    cells = [cell for cell in pruned if goal.bound(cell, speed) and goal.wish(cell, speed)]
-
-    def bound(cell: Cell) -> Estimate:
-        return _known(goal.bound(cell, speed))
-
-    def wished(cell: Cell) -> Estimate:
-        return _known(goal.wish(cell, speed))
-
-    def wish(cell: Cell) -> float:
-        return wished(cell).value
-
-    sure = [cell for cell in cells if bound(cell).low >= goal.least]
-    best = max(sure, key=wish, default=None)
-    better = [cell for cell in cells if best is None or wish(cell) > wish(best)]
-    maybe = sorted(
-        (cell for cell in better if bound(cell).low < goal.least <= bound(cell).high), key=wish, reverse=True
-    )
+    found = _studies_of(rows, speed, engine, dtype)
+    choices = [_Choice.of(study, goal, speed) for study in found if study is found[0] or study.is_alike(found[0])]
+    # The first where they are level, or of none a cell is sure to do.
+    choice = max(choices, key=lambda choice: choice.wish(choice.best) if choice.best else -math.inf)
+    study, best = choice.study, choice.best
     lines = [
         f"{study.title}, {counted(len(study.cells), 'cell')}, timed on {study.first.machine}; "
         f"trained with {study.training}"
     ]
-    if others:
-        lines.append(_apart(study, others))
     nearest = None
     if best is None:
         lines.append(f"Of no measured cell it is sure that it {goal.words}.")
-        if not maybe and cells:
-            nearest = max(cells, key=lambda cell: bound(cell).value)
-            lines.append(f"The nearest is {_in_words(nearest, speed)}.")
+        if not choice.maybe and choice.cells:
+            nearest = max(choice.cells, key=lambda cell: choice.bound(cell).value)
+            lines.append(f"The nearest is {choice.in_words(nearest)}.")
     else:
-        lines += [f"{_in_words(best, speed)}.", *_certainty(best, goal)]
-        as_good = [cell.label for cell in sure if cell is not best and _reaches(wished(cell), wished(best))]
+        lines += [f"{choice.in_words(best)}.", *_certainty(choice, best)]
+        as_good = [cell.label for cell in choice.sure if cell is not best and choice.is_level(cell, best)]
         if as_good:
             lines.append(f"Within the intervals as good: {', '.join(as_good)}.")
-    lines += _next(study, best, maybe[:MOST], speed)
+    lines += _next(choice)
     if best and (new := _neighbours(study, best, 1 if goal.wish is _delta else -1)):
-        lines.append(f"Not measured yet, and perhaps better: {_sweep(study, new, 1)}")
+        lines.append(f"Not measured yet, and perhaps better: {_sweep(study, new)}")
     if nearest and (new := _neighbours(study, nearest, -1 if goal.wish is _delta else 1)):
-        lines.append(f"Not measured yet, and perhaps nearer: {_sweep(study, new, 1)}")
+        lines.append(f"Not measured yet, and perhaps nearer: {_sweep(study, new)}")
     if best is not None:
-        lines += _commands(best, goal, speed)
-    return Advice(best is not None, lines)
+        lines += _commands(choice, best)
+    others = [each for each in found if each is not study]
+    return Advice(best is not None, [*lines, _apart(study, others)] if others else lines)
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """The cells of a study that a goal leaves."""
+
+    study: Study
+    goal: Goal
+    speed: Speed
+    cells: list[Cell]
+    """Those that have the figures."""
+    sure: list[Cell]
+    """Those that reach the goal by the far end of their interval."""
+
+    @classmethod
+    def of(cls, study: Study, goal: Goal, speed: Speed) -> _Choice:
+        pruned = [cell for cell in study.cells.values() if not study.is_dense(cell)]
+        figures = [(cell, goal.bound(study, cell, speed), goal.wish(study, cell, speed)) for cell in pruned]
+        cells = [cell for cell, bound, wish in figures if bound and wish]
+        sure = [cell for cell, bound, wish in figures if bound and wish and bound.low >= goal.least]
+        return cls(study, goal, speed, cells, sure)
+
+    @property
+    def best(self) -> Cell | None:
+        return max(self.sure, key=self.wish, default=None)
+
+    @property
+    def maybe(self) -> list[Cell]:
+        """Those that might do, and better than the best that surely does."""
+        better = [cell for cell in self.cells if self.best is None or self.wish(cell) > self.wish(self.best)]
+        low_enough = (cell for cell in better if self.bound(cell).low < self.goal.least <= self.bound(cell).high)
+        return sorted(low_enough, key=self.wish, reverse=True)
+
+    def bound(self, cell: Cell) -> Estimate:
+        return _known(self.goal.bound(self.study, cell, self.speed))
+
+    def wish(self, cell: Cell) -> float:
+        return _known(self.goal.wish(self.study, cell, self.speed)).value
+
+    def is_level(self, one: Cell, other: Cell) -> bool:
+        """Whether ``one`` may be as good as ``other``, by their intervals."""
+        first, second = (_known(self.goal.wish(self.study, cell, self.speed)) for cell in (one, other))
+        return first.high >= second.low
+
+    def singles(self, cell: Cell) -> list[tuple[Row, float]]:
+        """The figure that the goal bounds, of each seed that has it."""
+        found = ((row, self.goal.bound(self.study, replace(cell, rows=(row,)), self.speed)) for row in cell.rows)
+        return [(row, bound.value) for row, bound in found if bound]
+
+    def in_words(self, cell: Cell) -> str:
+        gain, speedup = _known(cell.gain(self.speed)), _known(cell.speedup(self.speed))
+        fast = IN_TIMES.format(*gain)
+        if gain != speedup:
+            fast += f" in all ({IN_TIMES.format(*speedup)} by pruning)"
+        kept = f", {cell.retained.value:.1%} retained" if cell.retained else ""
+        delta = IN_POINTS.format(*self.study.delta(cell))
+        return f"{cell.label}: {fast} at {in_words(self.speed[0])}, batch {self.speed[1]}; ROUGE-2 {delta} points{kept}"
 
 
 def _studies_of(rows: Sequence[Row], speed: Speed, engine: str | None, dtype: str | None) -> list[Study]:
     found = studies(rows)
     if not found:
-        raise LopsideError(f"{HISTORY}: holds no row to recommend from; `lopside sweep` and `lopside report` make some")
+        stale = f": {counted(len(rows), 'row')}, all of them stale" if rows else ""
+        raise LopsideError(
+            f"{HISTORY}: holds no row to recommend from{stale}; `lopside sweep` and `lopside report` make some"
+        )
     params = load_params()
     named = [study for study in found if (study.first.model, study.first.dataset) == (params.model, params.dataset)]
     if not named:
@@ -135,7 +189,8 @@ def _studies_of(rows: Sequence[Row], speed: Speed, engine: str | None, dtype: st
     if not timed:
         speeds = {speed for study in computed for speed in study.speeds}
         there = [f"--setting {setting} --batch {batch}" for setting, batch in sorted(speeds)]
-        raise LopsideError(f"--setting {speed[0]} --batch {speed[1]}: was not timed; there are: {', '.join(there)}")
+        timed_so = f"there are: {', '.join(there)}" if there else "nothing was, of this model and data"
+        raise LopsideError(f"--setting {speed[0]} --batch {speed[1]}: was not timed; {timed_so}")
     return timed
 
 
@@ -143,30 +198,39 @@ def _apart(study: Study, others: Sequence[Study]) -> str:
     """Which other studies of this model and data there are, each by what it has otherwise."""
     found = []
     for other in others:
-        own, its = study.features, other.features
-        odd = sorted(key for key in own.keys() | its.keys() if own.get(key) != its.get(key))
-        words = ", ".join(f"{key} {its[key]}" if key in its else f"no {key}" for key in odd)
+        its = other.features
+        words = ", ".join(f"{key} {its[key]}" if key in its else f"no {key}" for key in study.apart(other))
         found.append(f"{counted(len(other.cells), 'cell')} with {words or f'params.yaml of {other.first.revision}'}")
-    return f"There are others of this model and data: {'; '.join(found)}."
+    return f"There are other studies of this model and data: {'; '.join(found)}."
 
 
-def _certainty(cell: Cell, goal: Goal) -> list[str]:
+def _certainty(choice: _Choice, cell: Cell) -> list[str]:
+    goal = choice.goal
     sure = f"It {goal.words} even at the far end of its 95% interval"
-    singles = [f"{row.figure('delta.rouge2'):+.2f}" for row in cell.rows]
-    if len(singles) == 1:
-        return [f"{sure}, so far as one training can tell."]
-    return [f"{sure}, the mean of {len(singles)} seeds, which by themselves are {', '.join(singles)} points."]
+    singles = [goal.form.format(value) for _, value in choice.singles(cell)]
+    if len(singles) > 1:
+        return [f"{sure}, the mean of {len(singles)} seeds, which by themselves are {', '.join(singles)}."]
+    if choice.study.seed_noise and goal.bound is not _speedup:
+        return [f"{sure}, which for its one training takes in how far others differ from seed to seed."]
+    return [f"{sure}, so far as one training can tell."]
 
 
-def _next(study: Study, best: Cell | None, maybe: Sequence[Cell], speed: Speed) -> list[str]:
+def _next(choice: _Choice) -> list[str]:
     """What to measure again, where that might change the answer."""
-    lines = [f"Perhaps {_in_words(cell, speed)}: its interval does not say." for cell in maybe]
-    cells = [*maybe, best] if best else maybe
+    study, best, maybe = choice.study, choice.best, choice.maybe[:MOST]
+    lines = [f"Perhaps {choice.in_words(cell)}: its interval does not say." for cell in maybe]
+    if study.first.strategy == "explicit":
+        return lines
     # Of all layers, pruned is dense itself, whatever the seed.
-    few = [cell for cell in cells if len(cell.rows) < SEEDS and not study.is_dense(cell)]
-    if few and study.first.strategy != "explicit":
+    cells = [cell for cell in [*maybe, *([best] if best else [])] if not study.is_dense(cell)]
+    lacking: dict[tuple[int, int], list[Cell]] = {}
+    for cell in cells:
+        if len(cell.rows) < SEEDS:
+            following = max(row.seed for row in cell.rows) + 1
+            lacking.setdefault((following, SEEDS - len(cell.rows)), []).append(cell)
+    for (following, seeds), few in lacking.items():
         labels = ", ".join(cell.label for cell in few)
-        lines.append(f"Of {labels} fewer than {SEEDS} seeds were trained: {_sweep(study, few, SEEDS)}")
+        lines.append(f"Of {labels} fewer than {SEEDS} seeds were trained: {_sweep(study, few, following, seeds)}")
     return lines
 
 
@@ -176,25 +240,25 @@ def _neighbours(study: Study, cell: Cell, step: int) -> list[Pair]:
     return [pair for pair in pairs if pair not in study.cells and all(1 <= amount <= ALL for amount in pair)]
 
 
-def _sweep(study: Study, cells: Sequence[Cell | Pair], seeds: int) -> str:
+def _sweep(study: Study, cells: Sequence[Cell | Pair], seed: int | None = None, seeds: int = 1) -> str:
     labels = [cell.label if isinstance(cell, Cell) else "{}-{}".format(*cell) for cell in cells]
+    one = ["-S", f"seed={seed}"] if seed is not None else []
     many = ["--seeds", str(seeds)] if seeds > 1 else []
-    command = shlex.join(["lopside", "sweep", ",".join(labels), *many, *_settings(study.first)])
-    return f"`{command}`, as at revision {study.first.revision}"
+    command = shlex.join(["lopside", "sweep", ",".join(labels), *one, *many, *_settings(study.first)])
+    return f"`{command}`{_as_at(study.first)}"
 
 
-def _commands(cell: Cell, goal: Goal, speed: Speed) -> list[str]:
+def _commands(choice: _Choice, cell: Cell) -> list[str]:
     """How to have the model: from its experiment, where that is here, or by running it again.
 
     Of several seeds the first that reaches the goal by itself; where their mean does, one of them does.
     """
-    alone = ((row, goal.bound(Cell(cell.enc, cell.dec, (row,)), speed)) for row in cell.rows)
-    row = next(row for row, bound in alone if bound and bound.low >= goal.least)
+    row = next(row for row, value in choice.singles(cell) if value >= choice.goal.least)
     here = [each.name for each in experiments(row.experiment) if each.commit[:SHORT] == row.commit]
     shares = [] if row.strategy == "explicit" else ["-S", f"enc={row.enc}", "-S", f"dec={row.dec}"]
     run = ["dvc", "exp", "run", *shares, "-S", f"seed={row.seed}"]
     apply = [f"To have it:  dvc exp apply {row.experiment}"] if here else []
-    again = f"To run it {'again' if here else 'anew'}, as at revision {row.revision}:"
+    again = f"To run it {'again' if here else 'anew'}{_as_at(row)}:"
     return [*apply, f"{again}  {shlex.join([*run, *_settings(row)])}"]
 
 
@@ -204,28 +268,21 @@ def _settings(row: Row) -> list[str]:
     return [part for setting in settings for part in ("-S", setting)]
 
 
-def _in_words(cell: Cell, speed: Speed) -> str:
-    speedup = IN_TIMES.format(*_known(cell.gain(speed)))
-    if cell.gain(speed) != cell.speedup(speed):
-        speedup += f" in all ({IN_TIMES.format(*_known(cell.speedup(speed)))} by pruning)"
-    kept = f", {cell.retained.value:.1%} retained" if cell.retained else ""
-    delta = IN_POINTS.format(*cell.delta)
-    return f"{cell.label}: {speedup} at {in_words(speed[0])}, batch {speed[1]}; ROUGE-2 {delta} points{kept}"
+def _as_at(row: Row) -> str:
+    """Which revision the options add to, unless its params are those of HEAD."""
+    then, now = (git("show", f"{revision}:./{PARAMS}") for revision in (row.revision, "HEAD"))
+    return "" if then is not None and then == now else f", as at revision {row.revision}"
 
 
-def _reaches(one: Estimate, other: Estimate) -> bool:
-    return one.high >= other.low
+def _delta(study: Study, cell: Cell, _: Speed) -> Estimate:
+    return study.delta(cell)
 
 
-def _delta(cell: Cell, _: Speed) -> Estimate:
-    return cell.delta
+def _retained(study: Study, cell: Cell, _: Speed) -> Estimate | None:
+    return study.retained(cell)
 
 
-def _retained(cell: Cell, _: Speed) -> Estimate | None:
-    return cell.retained
-
-
-def _speedup(cell: Cell, speed: Speed) -> Estimate | None:
+def _speedup(_: Study, cell: Cell, speed: Speed) -> Estimate | None:
     return cell.gain(speed)
 
 

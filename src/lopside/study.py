@@ -23,6 +23,9 @@ Speed = tuple[str, int]
 Subject = tuple[str, str]
 """Model and data set."""
 
+SERVING = {"engine", "dtype"}
+"""What may set two studies apart of one training: what computed the pruned models, and in which precision."""
+
 SETTINGS = {"fixed": "fixed output", "natural": "natural output", "paper": "the paper's setting"}
 """The settings that are timed, in words; one that is not here goes by its own name. The first is the usual one."""
 
@@ -79,6 +82,8 @@ class Study:
 
     rows: tuple[Row, ...]
     """Its own come first."""
+    alike: tuple[Study, ...] = ()
+    """Those that `is_alike` holds for: they know of the luck of training, too."""
 
     @property
     def first(self) -> Row:
@@ -123,7 +128,7 @@ class Study:
             f"{key.removeprefix('train.')} {value}" for key, value in zip(TRAINING, self.first.training, strict=True)
         )
 
-    @property
+    @cached_property
     def features(self) -> dict[str, str]:
         """What may set it apart from other studies of its model and data set, as far as rows say it in words."""
         row = self.first
@@ -137,6 +142,20 @@ class Study:
             "inputs": row.inputs,
             "machine": row.machine,
         }
+
+    def apart(self, other: Study) -> list[str]:
+        """What sets them apart: keys of `features`."""
+        own, its = self.features, other.features
+        return sorted(key for key in own.keys() | its.keys() if own.get(key) != its.get(key))
+
+    def is_alike(self, other: Study) -> bool:
+        """Whether they are of one model and data set, and what sets them apart is the engine alone.
+
+        Where no feature does, their params.yaml differed in something that rows have only a digest of.
+        """
+        own, its = self.first, other.first
+        apart = self.apart(other)
+        return (own.model, own.dataset) == (its.model, its.dataset) and bool(apart) and SERVING.issuperset(apart)
 
     @property
     def in_sixths(self) -> bool:
@@ -154,17 +173,27 @@ class Study:
             for pair in sorted(by_seed, reverse=True)
         }
 
+    @property
+    def singles(self) -> dict[Pair, list[float]]:
+        """ROUGE-2 of the pruned model of each seed, for the cells that were trained with several.
+
+        Of studies that are `alike` those count that have more seeds of a cell: equal training, equal luck.
+        """
+        found: dict[Pair, list[float]] = {}
+        for study in (self, *self.alike):
+            for pair, cell in study.cells.items():
+                figures = [row.figures["pruned.rouge2"] for row in cell.rows if "pruned.rouge2" in row.figures]
+                if len(figures) > max(1, len(found.get(pair, ()))):
+                    found[pair] = figures
+        return found
+
     @cached_property
     def seed_noise(self) -> tuple[float, int] | None:
         """How far ROUGE-2 differs from seed to seed: a standard deviation, pooled over cells, and degrees of freedom.
 
         None where no cell was trained with several seeds.
         """
-        singles = [
-            [row.figures["pruned.rouge2"] for row in cell.rows if "pruned.rouge2" in row.figures]
-            for cell in self.cells.values()
-        ]
-        several = [each for each in singles if len(each) > 1]
+        several = self.singles.values()
         freedom = sum(len(each) - 1 for each in several)
         if not freedom:
             return None
@@ -189,12 +218,27 @@ class Study:
             cells = [replace(cell, rows=tuple(row for row in cell.rows if row.seed in common)) for cell in cells]
         return [self._with_noise(cell, trainings=1) for cell in cells]
 
+    def retained(self, cell: Cell) -> Estimate | None:
+        """The cell's share of dense's ROUGE-2, with an interval as that of `delta`."""
+        dense = cell.figure("dense.rouge2")
+        if not cell.retained or not dense or self.is_dense(cell):
+            return cell.retained
+        # A share p / d varies as (p - d * share) / d: dense's luck counts by the share.
+        return self._widened(cell.retained, cell, math.hypot(1, cell.retained.value) / dense)
+
     def _with_noise(self, cell: Cell, trainings: int) -> Estimate:
-        value, low, high = cell.delta
+        return self._widened(cell.delta, cell, math.sqrt(trainings))
+
+    def _widened(self, estimate: Estimate, cell: Cell, times: float) -> Estimate:
+        """An estimate whose interval takes in so many ``times`` a training's luck, less what the cell's seeds average.
+
+        Where that luck is not known it is left as it is.
+        """
         if not self.seed_noise:
-            return cell.delta
+            return estimate
+        value, low, high = estimate
         deviation, freedom = self.seed_noise
-        reach = student_quantile((1 + CONFIDENCE) / 2, freedom) * deviation * math.sqrt(trainings / len(cell.rows))
+        reach = student_quantile((1 + CONFIDENCE) / 2, freedom) * deviation * times / math.sqrt(len(cell.rows))
         return Estimate(value, value - math.hypot(value - low, reach), value + math.hypot(high - value, reach))
 
     def milliseconds(self, cell: Cell, speed: Speed) -> float | None:
@@ -209,9 +253,10 @@ class Study:
 
     @cached_property
     def speeds(self) -> list[Speed]:
-        """Settings and batch sizes that were timed, the usual setting first."""
+        """Settings and batch sizes of which there are speedups with intervals, the usual setting first."""
         order = list(SETTINGS)
-        speeds = {speed for row in self.rows for speed in row.speeds}
+        named = {speed for row in self.rows for speed in row.speeds}
+        speeds = {speed for speed in named if any(cell.speedup(speed) for cell in self.cells.values())}
         return sorted(speeds, key=lambda speed: (order.index(speed[0]) if speed[0] in order else len(order), *speed))
 
     @property
@@ -248,7 +293,15 @@ def studies(rows: Iterable[Row]) -> list[Study]:
             if (row.enc, row.dec) in cells and (row.enc, row.dec, row.seed) not in seeds
         }
         found.append((numbered[-1][0], Study((*own, *others.values()))))
-    return [study for _, study in sorted(found, key=lambda each: (each[1].in_steps, -len(each[1].cells), -each[0]))]
+    found.sort(key=lambda each: (each[1].in_steps, -len(each[1].cells), -each[0]))
+    ordered = [study for _, study in found]
+    return [
+        replace(
+            study,
+            alike=tuple(each for each in ordered if each is not study and study.is_alike(each)),
+        )
+        for study in ordered
+    ]
 
 
 def main_studies(found: Sequence[Study]) -> dict[Subject, Study]:
