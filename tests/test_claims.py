@@ -97,6 +97,13 @@ def test_the_luck_of_a_training_counts_where_it_is_known() -> None:
     one, other = noisy.deltas((6, 1), (6, 3))
     assert one == pytest.approx((-2.5, -2.5 - width(1), -2.5 + width(1)))
     assert other == pytest.approx((-1.5, -1.5 - width(1), -1.5 + width(1)))
+    # Without a seed in common each dense is another training.
+    apart = study([*grid(((6, 6), (6, 3))), row(3, 6, -3.4, 1.2, seed=1), row(6, 3, -1.9, 1.5, seed=2)])
+    deviation = 0.4 / 2**0.5
+    one, other = apart.deltas((6, 3), (3, 6))
+    assert apart.seed_noise == pytest.approx((deviation, 1))
+    assert other.value - other.low == pytest.approx((0.5**2 + 2 * (12.7062 * deviation) ** 2) ** 0.5, rel=1e-4)
+    assert one.value - one.low == pytest.approx((0.5**2 + (12.7062 * deviation) ** 2) ** 0.5, rel=1e-4)  # of two seeds
     assert claims.accuracy_follows_encoder(study(grid())).verdict == HOLDS
     assert claims.accuracy_follows_encoder(noisy).verdict == UNDECIDED
     assert noisy.delta(noisy.cells[6, 6]) == noisy.cells[6, 6].delta  # dense itself

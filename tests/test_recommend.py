@@ -138,8 +138,9 @@ def test_other_studies_are_told_by_what_sets_them_apart() -> None:
         ]
     )
     assert recommend("--max-loss", "1").output.splitlines()[-1] == (
-        "There are other studies of this model and data: 2 cells with params.yaml of def5678; "
-        "1 cell with data.prefix a b, machine a GPU, train.max_steps 80."
+        "There are other studies of this model and data, as `lopside report` has them: "
+        "2 cells, 1 epoch, transformers float32, with params.yaml of def5678; "
+        "1 cell, 80 steps, transformers float32, with data.prefix a b, machine a GPU."
     )
 
 
@@ -190,12 +191,21 @@ def test_an_engine_that_does_better_is_named_where_none_is_asked_for() -> None:
     lines = recommend("--max-loss", "1").output.splitlines()
     assert lines[0].startswith("docs-bart-mini on docstrings, uniform, 1 epoch, ctranslate2 int8, 1 cell, ")
     assert lines[1].startswith("6-3: 4.00x [4.00, 4.00] in all (1.40x [1.30, 1.50] by pruning) at fixed output")
-    assert lines[-1] == (
-        "There are other studies of this model and data: 5 cells with no dtype, engine transformers float32."
-    )
+    assert "other studies" not in lines[-1]
     assert label(recommend("--min-speedup", "3.5")) == "6-3"
     assert label(recommend("--max-loss", "1.4")) == "6-3"  # 4 times, and 6-2 by transformers 2
     assert label(recommend("--max-loss", "1.4", "--engine", "transformers")) == "6-2"
+    # Where none surely does, it is named too.
+    lines = recommend("--min-speedup", "5").output.splitlines()
+    assert lines[0].startswith("docs-bart-mini on docstrings, uniform, 1 epoch, ctranslate2 int8, 1 cell, ")
+    assert lines[2].startswith("The nearest is 6-3: 4.00x ")
+    # And where it might do better than what surely does, with its own sweep.
+    write_history([*CELLS, row(6, 5, 0.4, 1.1), served])
+    lines = recommend("--max-loss", "0.4").output.splitlines()
+    assert lines[1].startswith("6-5: 1.10x [1.00, 1.20] at fixed output, batch 1; ")
+    assert lines[3].startswith("Perhaps 6-3 by ctranslate2 int8: 4.00x [4.00, 4.00] in all ")
+    (asked,) = (line for line in lines if line.startswith("Of 6-3 by ctranslate2 int8 fewer than 3 seeds"))
+    assert f"`lopside sweep 6-3 -S seed=1 --seeds 2 -S keep.strategy=uniform -S {engine} -S dtype=int8 " in asked
     # One that was trained otherwise is not compared.
     write_history([*CELLS, replace(served, training=("2.0", "0", "64", "0.0005", "linear"))])
     assert recommend("--max-loss", "1").output.startswith(

@@ -292,7 +292,7 @@ def _pooled(page: _Page, mains: Mapping[Subject, Study]) -> None:
         f"ROUGE-2 minus dense, the mean over {counted(len(mains), 'pair')} of model and data set of ours, each by its "
         f"first study ({'; '.join(plain(study.title) for study in mains.values())}), and over those of the "
         "authors whose full model has a sound figure. Not all of them have every cell: *of* says how many do. The "
-        "intervals are as those of the claims.",
+        "intervals are as those of the claims: with the luck of training, where that is known.",
     )
     pictures.pooled(
         means, theirs, page.picture("pooled.png", "Average ROUGE-2 lost for each cell, ours and the authors'")
@@ -365,7 +365,8 @@ def _method(page: _Page, rows: Sequence[Row], found: Sequence[Study]) -> None:
         "choice of documents. With several seeds a figure is their mean, and its interval the mean of theirs; the "
         "column *seed to seed* has the range of the single ones, which is what training leaves to chance. The column "
         "*with training's luck* has the interval that covers that too, dense's included, as claims and "
-        "`lopside recommend` take it; pictures have the one of documents alone.",
+        "`lopside recommend` take it; so does the average, where it is known, while the pictures of a study have the "
+        "interval of documents alone.",
         "- A speedup is the median over interleaved pairs of dense time / pruned time in one process, with a 95% "
         "interval from order statistics. Milliseconds compare on one machine alone, ratios travel better. At the "
         "paper's setting a batch is always the first documents of the test split, at batch 1 a single one: its "

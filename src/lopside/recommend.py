@@ -22,6 +22,8 @@ from lopside.study import Cell, Speed, Study, counted, in_words, studies
 
 SEEDS = 3
 """How many are asked for where there are fewer."""
+TOLD = {"engine", "dtype", "max_seconds", "trained", "train.max_steps", "train.epochs"}
+"""Features that are said elsewhere: in a study's title, or by another feature."""
 MOST = 3
 """Cells that might do better, and are named."""
 
@@ -74,95 +76,69 @@ def advise(
     """The cell of the history that reaches the goal best, how sure that is, and what would make it surer.
 
     Goes by the first of the `studies` of the model and data set that params.yaml names, computed by this engine and in
-    this precision where they are given, or where they are not by one of equal training whose engine does better.
-    Raises LopsideError where there is none, or it was not timed so.
+    this precision where they are given, and by those that differ from it in the engine alone. Raises LopsideError where
+    there is none, or it was not timed so.
     """
     found = _studies_of(rows, speed, engine, dtype)
-    choices = [_Choice.of(study, goal, speed) for study in found if study is found[0] or study.is_alike(found[0])]
-    # The first where they are level, or of none a cell is sure to do.
-    choice = max(choices, key=lambda choice: choice.wish(choice.best) if choice.best else -math.inf)
-    study, best = choice.study, choice.best
+    alike = [study for study in found if study is found[0] or study.is_alike(found[0])]
+    candidates = [candidate for study in alike for candidate in _candidates(study, goal, speed)]
+    sure = [each for each in candidates if each.bound.low >= goal.least]
+    best = max(sure, key=_wish, default=None)
+    better = [each for each in candidates if best is None or _wish(each) > _wish(best)]
+    maybe = sorted((each for each in better if each.bound.low < goal.least <= each.bound.high), key=_wish, reverse=True)
+    nearest = max(candidates, key=lambda each: each.bound.value, default=None) if not (best or maybe) else None
+    named = best or next(iter(maybe), nearest)
+    study = named.study if named else found[0]
     lines = [
         f"{study.title}, {counted(len(study.cells), 'cell')}, timed on {study.first.machine}; "
         f"trained with {study.training}"
     ]
-    nearest = None
-    if best is None:
-        lines.append(f"Of no measured cell it is sure that it {goal.words}.")
-        if not choice.maybe and choice.cells:
-            nearest = max(choice.cells, key=lambda cell: choice.bound(cell).value)
-            lines.append(f"The nearest is {choice.in_words(nearest)}.")
+    if best:
+        lines += [f"{_in_words(best, study)}.", *_certainty(best, goal)]
+        level = [each for each in sure if each is not best and each.wish.high >= best.wish.low]
+        if level:
+            lines.append(f"Within the intervals as good: {', '.join(_name(each, study) for each in level)}.")
     else:
-        lines += [f"{choice.in_words(best)}.", *_certainty(choice, best)]
-        as_good = [cell.label for cell in choice.sure if cell is not best and choice.is_level(cell, best)]
-        if as_good:
-            lines.append(f"Within the intervals as good: {', '.join(as_good)}.")
-    lines += _next(choice)
-    if best and (new := _neighbours(study, best, 1 if goal.wish is _delta else -1)):
+        lines.append(f"Of no measured cell it is sure that it {goal.words}.")
+    if nearest:
+        lines.append(f"The nearest is {_in_words(nearest, study)}.")
+    lines += _next(study, best, maybe[:MOST])
+    if best and (new := _neighbours(best, 1 if goal.wish is _delta else -1)):
         lines.append(f"Not measured yet, and perhaps better: {_sweep(study, new)}")
-    if nearest and (new := _neighbours(study, nearest, -1 if goal.wish is _delta else 1)):
+    if nearest and (new := _neighbours(nearest, -1 if goal.wish is _delta else 1)):
         lines.append(f"Not measured yet, and perhaps nearer: {_sweep(study, new)}")
-    if best is not None:
-        lines += _commands(choice, best)
-    others = [each for each in found if each is not study]
+    if best:
+        lines += _commands(best, goal)
+    others = [each for each in found if each not in alike]
     return Advice(best is not None, [*lines, _apart(study, others)] if others else lines)
 
 
 @dataclass(frozen=True)
-class _Choice:
-    """The cells of a study that a goal leaves."""
+class _Candidate:
+    """A cell, and the figures of it that the goal asks for."""
 
     study: Study
-    goal: Goal
+    cell: Cell
     speed: Speed
-    cells: list[Cell]
-    """Those that have the figures."""
-    sure: list[Cell]
-    """Those that reach the goal by the far end of their interval."""
+    bound: Estimate
+    wish: Estimate
 
-    @classmethod
-    def of(cls, study: Study, goal: Goal, speed: Speed) -> _Choice:
-        pruned = [cell for cell in study.cells.values() if not study.is_dense(cell)]
-        figures = [(cell, goal.bound(study, cell, speed), goal.wish(study, cell, speed)) for cell in pruned]
-        cells = [cell for cell, bound, wish in figures if bound and wish]
-        sure = [cell for cell, bound, wish in figures if bound and wish and bound.low >= goal.least]
-        return cls(study, goal, speed, cells, sure)
 
-    @property
-    def best(self) -> Cell | None:
-        return max(self.sure, key=self.wish, default=None)
+def _candidates(study: Study, goal: Goal, speed: Speed) -> list[_Candidate]:
+    """The pruned cells of a study that have the figures."""
+    pruned = [cell for cell in study.cells.values() if not study.is_dense(cell)]
+    figures = ((cell, goal.bound(study, cell, speed), goal.wish(study, cell, speed)) for cell in pruned)
+    return [_Candidate(study, cell, speed, bound, wish) for cell, bound, wish in figures if bound and wish]
 
-    @property
-    def maybe(self) -> list[Cell]:
-        """Those that might do, and better than the best that surely does."""
-        better = [cell for cell in self.cells if self.best is None or self.wish(cell) > self.wish(self.best)]
-        low_enough = (cell for cell in better if self.bound(cell).low < self.goal.least <= self.bound(cell).high)
-        return sorted(low_enough, key=self.wish, reverse=True)
 
-    def bound(self, cell: Cell) -> Estimate:
-        return _known(self.goal.bound(self.study, cell, self.speed))
+def _wish(candidate: _Candidate) -> float:
+    return candidate.wish.value
 
-    def wish(self, cell: Cell) -> float:
-        return _known(self.goal.wish(self.study, cell, self.speed)).value
 
-    def is_level(self, one: Cell, other: Cell) -> bool:
-        """Whether ``one`` may be as good as ``other``, by their intervals."""
-        first, second = (_known(self.goal.wish(self.study, cell, self.speed)) for cell in (one, other))
-        return first.high >= second.low
-
-    def singles(self, cell: Cell) -> list[tuple[Row, float]]:
-        """The figure that the goal bounds, of each seed that has it."""
-        found = ((row, self.goal.bound(self.study, replace(cell, rows=(row,)), self.speed)) for row in cell.rows)
-        return [(row, bound.value) for row, bound in found if bound]
-
-    def in_words(self, cell: Cell) -> str:
-        gain, speedup = _known(cell.gain(self.speed)), _known(cell.speedup(self.speed))
-        fast = IN_TIMES.format(*gain)
-        if gain != speedup:
-            fast += f" in all ({IN_TIMES.format(*speedup)} by pruning)"
-        kept = f", {cell.retained.value:.1%} retained" if cell.retained else ""
-        delta = IN_POINTS.format(*self.study.delta(cell))
-        return f"{cell.label}: {fast} at {in_words(self.speed[0])}, batch {self.speed[1]}; ROUGE-2 {delta} points{kept}"
+def _name(candidate: _Candidate, study: Study) -> str:
+    """The cell, with what computed it where that is another study's engine."""
+    by = f" by {candidate.study.engine}" if candidate.study is not study else ""
+    return f"{candidate.cell.label}{by}"
 
 
 def _studies_of(rows: Sequence[Row], speed: Speed, engine: str | None, dtype: str | None) -> list[Study]:
@@ -195,47 +171,54 @@ def _studies_of(rows: Sequence[Row], speed: Speed, engine: str | None, dtype: st
 
 
 def _apart(study: Study, others: Sequence[Study]) -> str:
-    """Which other studies of this model and data there are, each by what it has otherwise."""
+    """Which other studies of this model and data there are, each by its title and what it has otherwise."""
     found = []
     for other in others:
         its = other.features
-        words = ", ".join(f"{key} {its[key]}" if key in its else f"no {key}" for key in study.apart(other))
-        found.append(f"{counted(len(other.cells), 'cell')} with {words or f'params.yaml of {other.first.revision}'}")
-    return f"There are other studies of this model and data: {'; '.join(found)}."
+        apart = [key for key in study.apart(other) if key not in TOLD]
+        words = ", ".join(f"{key} {its[key]}" if key in its else f"no {key}" for key in apart)
+        otherwise = words or f"params.yaml of {other.first.revision}"
+        found.append(f"{counted(len(other.cells), 'cell')}, {other.length}, {other.engine}, with {otherwise}")
+    return f"There are other studies of this model and data, as `lopside report` has them: {'; '.join(found)}."
 
 
-def _certainty(choice: _Choice, cell: Cell) -> list[str]:
-    goal = choice.goal
+def _certainty(best: _Candidate, goal: Goal) -> list[str]:
     sure = f"It {goal.words} even at the far end of its 95% interval"
-    singles = [goal.form.format(value) for _, value in choice.singles(cell)]
+    singles = [goal.form.format(value) for _, value in _singles(best, goal)]
     if len(singles) > 1:
         return [f"{sure}, the mean of {len(singles)} seeds, which by themselves are {', '.join(singles)}."]
-    if choice.study.seed_noise and goal.bound is not _speedup:
+    if best.study.seed_noise and goal.bound is not _speedup:
         return [f"{sure}, which for its one training takes in how far others differ from seed to seed."]
     return [f"{sure}, so far as one training can tell."]
 
 
-def _next(choice: _Choice) -> list[str]:
+def _singles(candidate: _Candidate, goal: Goal) -> list[tuple[Row, float]]:
+    """The figure that the goal bounds, of each seed that has it."""
+    cell = candidate.cell
+    found = ((row, goal.bound(candidate.study, replace(cell, rows=(row,)), candidate.speed)) for row in cell.rows)
+    return [(row, bound.value) for row, bound in found if bound]
+
+
+def _next(study: Study, best: _Candidate | None, maybe: Sequence[_Candidate]) -> list[str]:
     """What to measure again, where that might change the answer."""
-    study, best, maybe = choice.study, choice.best, choice.maybe[:MOST]
-    lines = [f"Perhaps {choice.in_words(cell)}: its interval does not say." for cell in maybe]
-    if study.first.strategy == "explicit":
-        return lines
-    # Of all layers, pruned is dense itself, whatever the seed.
-    cells = [cell for cell in [*maybe, *([best] if best else [])] if not study.is_dense(cell)]
-    lacking: dict[tuple[int, int], list[Cell]] = {}
-    for cell in cells:
-        if len(cell.rows) < SEEDS:
-            following = max(row.seed for row in cell.rows) + 1
-            lacking.setdefault((following, SEEDS - len(cell.rows)), []).append(cell)
-    for (following, seeds), few in lacking.items():
-        labels = ", ".join(cell.label for cell in few)
-        lines.append(f"Of {labels} fewer than {SEEDS} seeds were trained: {_sweep(study, few, following, seeds)}")
+    lines = [f"Perhaps {_in_words(each, study)}: its interval does not say." for each in maybe]
+    lacking: dict[tuple[str, int, int], list[_Candidate]] = {}
+    for each in [*maybe, *([best] if best else [])]:
+        rows = each.cell.rows
+        # Layers of one's own choice are no cells of a grid.
+        if len(rows) < SEEDS and each.study.first.strategy != "explicit":
+            following = max(row.seed for row in rows) + 1
+            lacking.setdefault((each.study.engine, following, SEEDS - len(rows)), []).append(each)
+    for (_, following, seeds), few in lacking.items():
+        labels = ", ".join(_name(each, study) for each in few)
+        command = _sweep(few[0].study, [each.cell for each in few], following, seeds)
+        lines.append(f"Of {labels} fewer than {SEEDS} seeds were trained: {command}")
     return lines
 
 
-def _neighbours(study: Study, cell: Cell, step: int) -> list[Pair]:
+def _neighbours(candidate: _Candidate, step: int) -> list[Pair]:
     """Cells that were not measured and have so many sixths more of one stack."""
+    study, cell = candidate.study, candidate.cell
     pairs = [(cell.enc + step, cell.dec), (cell.enc, cell.dec + step)] if study.in_sixths else []
     return [pair for pair in pairs if pair not in study.cells and all(1 <= amount <= ALL for amount in pair)]
 
@@ -248,12 +231,12 @@ def _sweep(study: Study, cells: Sequence[Cell | Pair], seed: int | None = None, 
     return f"`{command}`{_as_at(study.first)}"
 
 
-def _commands(choice: _Choice, cell: Cell) -> list[str]:
+def _commands(best: _Candidate, goal: Goal) -> list[str]:
     """How to have the model: from its experiment, where that is here, or by running it again.
 
     Of several seeds the first that reaches the goal by itself; where their mean does, one of them does.
     """
-    row = next(row for row, value in choice.singles(cell) if value >= choice.goal.least)
+    row = next(row for row, value in _singles(best, goal) if value >= goal.least)
     here = [each.name for each in experiments(row.experiment) if each.commit[:SHORT] == row.commit]
     shares = [] if row.strategy == "explicit" else ["-S", f"enc={row.enc}", "-S", f"dec={row.dec}"]
     run = ["dvc", "exp", "run", *shares, "-S", f"seed={row.seed}"]
@@ -272,6 +255,18 @@ def _as_at(row: Row) -> str:
     """Which revision the options add to, unless its params are those of HEAD."""
     then, now = (git("show", f"{revision}:./{PARAMS}") for revision in (row.revision, "HEAD"))
     return "" if then is not None and then == now else f", as at revision {row.revision}"
+
+
+def _in_words(candidate: _Candidate, study: Study) -> str:
+    cell, speed = candidate.cell, candidate.speed
+    gain, speedup = _known(cell.gain(speed)), _known(cell.speedup(speed))
+    fast = IN_TIMES.format(*gain)
+    if gain != speedup:
+        fast += f" in all ({IN_TIMES.format(*speedup)} by pruning)"
+    kept = f", {cell.retained.value:.1%} retained" if cell.retained else ""
+    delta = IN_POINTS.format(*candidate.study.delta(cell))
+    name = _name(candidate, study)
+    return f"{name}: {fast} at {in_words(speed[0])}, batch {speed[1]}; ROUGE-2 {delta} points{kept}"
 
 
 def _delta(study: Study, cell: Cell, _: Speed) -> Estimate:

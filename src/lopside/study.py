@@ -210,13 +210,13 @@ class Study:
     def deltas(self, *pairs: Pair) -> list[Estimate]:
         """Those of cells that are to be compared: of the seeds that all of them have, if any.
 
-        They have dense in common then, so that its luck does not count.
+        They have dense in common then, so that its luck does not count; else it does.
         """
         cells = [self.cells[pair] for pair in pairs]
         common = set.intersection(*({row.seed for row in cell.rows} for cell in cells))
         if common:
             cells = [replace(cell, rows=tuple(row for row in cell.rows if row.seed in common)) for cell in cells]
-        return [self._with_noise(cell, trainings=1) for cell in cells]
+        return [self._with_noise(cell, trainings=1 if common else 2) for cell in cells]
 
     def retained(self, cell: Cell) -> Estimate | None:
         """The cell's share of dense's ROUGE-2, with an interval as that of `delta`."""
