@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lopside.history import Row
 from lopside.study import main_studies, pareto, studies
 from tests.rows import grid, row
 
@@ -54,6 +55,34 @@ def test_seeds_come_from_elsewhere_without_their_times() -> None:
     deviation, freedom = one.seed_noise or (0.0, 0)
     assert deviation == pytest.approx(2)
     assert freedom == 2
+
+
+def test_the_luck_of_training_is_shared_by_engines_alone() -> None:
+    def served(**changes: Any) -> Row:
+        timing = "device:cpu|engine:ctranslate2 int8|threads:2"
+        overrides = "engine=ctranslate2 dtype=int8 train.batch_size=64"
+        return row(6, 1, -1, timing=timing, settings="served", **{"overrides": overrides} | changes)
+
+    own = [row(6, 1, -1), row(6, 1, -1.4, seed=1), row(3, 3, -2)]
+    one, other = studies([*own, served()])
+    assert one.is_alike(other)
+    assert other.singles == one.singles == {(6, 1): [19, 18.6]}
+    assert other.seed_noise == one.seed_noise == pytest.approx((0.4 / 2**0.5, 1))
+    # A seed that both have computed counts once.
+    _, other = studies([*own, served(), served(seed=1)])
+    assert other.seed_noise == pytest.approx((0, 1))
+    for change in (
+        {"dataset": "xsum"},
+        {"machine": "another"},
+        {"training": ("2.0", "0", "64", "0.0005", "linear")},
+        {"overrides": "engine=ctranslate2 dtype=int8 train.batch_size=64 train.weight_decay=0"},
+    ):
+        (other,) = (study for study in studies([*own, served(**change)]) if study.first.settings == "served")
+        assert other.seed_noise is None
+    # What rows have only a digest of.
+    unlike = studies([*own, row(6, 1, settings="other")])[1]
+    assert unlike.apart(one) == []
+    assert not unlike.is_alike(one)
 
 
 def test_milliseconds_of_cells_compare_though_the_machine_was_slower_for_some() -> None:

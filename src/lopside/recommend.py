@@ -22,11 +22,10 @@ from lopside.study import Cell, Speed, Study, counted, in_words, studies
 
 SEEDS = 3
 """How many are asked for where there are fewer."""
-TOLD = {"engine", "dtype", "max_seconds", "trained", "train.max_steps", "train.epochs"}
-"""Features that are said elsewhere: in a study's title, or by another feature."""
 MOST = 3
 """Cells that might do better, and are named."""
-
+TOLD = {"engine", "dtype", "max_seconds", "trained", "train.max_steps", "train.epochs"}
+"""Features of a study that its title says, or another feature."""
 
 Figure = Callable[[Study, Cell, Speed], Estimate | None]
 
