@@ -166,6 +166,17 @@ def test_where_no_cell_has_a_speedup_with_its_interval_nothing_is_drawn(folder: 
 
 
 @pytest.mark.usefixtures("unrendered")
+def test_the_control_is_counted_seed_by_seed(folder: Path) -> None:
+    # Reaches 0.1 to both sides: 1.2 does not hold 1.
+    controls = [row(6, 6, 0, speedup, seed=seed, speeds=SPEEDS) for seed, speedup in enumerate((1.05, 1.2))]
+    write_report([*controls, row(6, 1, -1, 2, speeds=SPEEDS)], folder / "report")
+    text = (folder / "report/report.md").read_text()
+    assert "\nThe control, where pruned is dense itself: 1 lies in 4 of 8 intervals of the speedup, over seeds" in text
+    write_report([row(6, 1, -1, 2, speeds=SPEEDS)], folder / "report")
+    assert "The control" not in (folder / "report/report.md").read_text()
+
+
+@pytest.mark.usefixtures("unrendered")
 def test_what_training_leaves_to_chance_is_told(folder: Path) -> None:
     write_report(grid(((6, 6), (6, 1))), folder / "report")
     text = (folder / "report/report.md").read_text()

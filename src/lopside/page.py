@@ -8,7 +8,7 @@ import re
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lopside import pictures, published
@@ -200,6 +200,7 @@ def _study(page: _Page, study: Study, number: int, first: bool) -> None:
         "retained",
     ]
     page.table(header, (_cell(study, cell) for cell in study.cells.values()), numbers=len(header) - 1)
+    page.say(_control(study))
     prefix = "" if number == 1 else f"{number}-"
     for setting in study.settings:
         header = ["enc-dec", *(f"speedup, {_at((setting, batch))}" for batch in study.batches(setting))]
@@ -219,6 +220,22 @@ def _study(page: _Page, study: Study, number: int, first: bool) -> None:
     if study.in_sixths and not first and len(study.cells) > 1:
         page.say("The first four claims, here:")
         _verdict_table(page, study_verdicts(study))
+
+
+def _control(study: Study) -> str:
+    """What the timer says where nothing was pruned; nothing where no such cell was timed."""
+    dense = (cell for cell in study.cells.values() if study.is_dense(cell))
+    singles = (
+        replace(cell, rows=(row,)).speedup(speed) for cell in dense for row in cell.rows for speed in study.speeds
+    )
+    found = [speedup for speedup in singles if speedup]
+    if not found:
+        return ""
+    held = sum(speedup.low <= 1 <= speedup.high for speedup in found)
+    return (
+        f"The control, where pruned is dense itself: 1 lies in {held} of {counted(len(found), 'interval')} of the "
+        "speedup, over seeds, settings and batch sizes."
+    )
 
 
 def _cell(study: Study, cell: Cell) -> list[str]:

@@ -258,9 +258,10 @@ def _as_at(row: Row) -> str:
 
 def _in_words(candidate: _Candidate, study: Study) -> str:
     cell, speed = candidate.cell, candidate.speed
-    gain, speedup = _known(cell.gain(speed)), _known(cell.speedup(speed))
+    gain, speedup = cell.gain(speed), cell.speedup(speed)
+    assert gain  # bound or wish
     fast = IN_TIMES.format(*gain)
-    if gain != speedup:
+    if speedup and gain != speedup:
         fast += f" in all ({IN_TIMES.format(*speedup)} by pruning)"
     kept = f", {cell.retained.value:.1%} retained" if cell.retained else ""
     delta = IN_POINTS.format(*candidate.study.delta(cell))
@@ -278,11 +279,6 @@ def _retained(study: Study, cell: Cell, _: Speed) -> Estimate | None:
 
 def _speedup(_: Study, cell: Cell, speed: Speed) -> Estimate | None:
     return cell.gain(speed)
-
-
-def _known(estimate: Estimate | None) -> Estimate:
-    assert estimate
-    return estimate
 
 
 def _share(text: str) -> float:
