@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from safetensors.torch import load_file
 from transformers import Seq2SeqTrainer
-from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from lopside.batches import LikeLengths
 from lopside.inputs import Inputs
 from lopside.models import load_tokenizer, trained_in
 from lopside.params import TrainParams
@@ -124,29 +124,32 @@ def test_a_killed_run_goes_on_from_its_checkpoint_to_the_same_weights(
     assert {path.name for path in tmp_path.iterdir()} == {"model", "curve.csv"}
 
 
-def test_batches_are_grouped_by_source_and_then_by_target(
+def test_batches_are_of_like_lengths_and_go_by_seed_and_epoch(
     tiny_bart: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[list[int]] = []
+    tokenizer, read = load_tokenizer(tiny_bart), list[str]()
+    real = Seq2SeqTrainer.training_step
 
-    class Recorded(LengthGroupedSampler):
-        def __init__(self, *arguments: Any, **options: Any) -> None:
-            if options["lengths"] is not None:  # evaluation goes by the source alone
-                seen.append(list(options["lengths"]))
-            super().__init__(*arguments, **options)
+    def step(self: Any, model: Any, inputs: Any, *args: Any) -> Any:
+        read.extend(tokenizer.batch_decode(inputs["input_ids"], skip_special_tokens=True))
+        return real(self, model, inputs, *args)
 
-    monkeypatch.setattr("transformers.trainer.LengthGroupedSampler", Recorded)
-    run(tiny_bart, tmp_path, max_steps=3, evaluations=1)
+    monkeypatch.setattr(Seq2SeqTrainer, "training_step", step)
+    run(tiny_bart, tmp_path, max_steps=0, epochs=2.0, evaluations=1)
 
-    tokenizer = load_tokenizer(tiny_bart)
-    lengths = [
-        [len(ids) for ids in tokenizer(list(texts), truncation=True, max_length=limit)["input_ids"]]
+    sources, targets = (
+        tokenizer(list(texts), truncation=True, max_length=limit)["input_ids"]
         for texts, limit in ((pairs(10).document, INPUTS.max_source_tokens), (pairs(10).summary, 12))
-    ]
-    (keys,) = seen
-    assert sorted(range(10), key=lambda row: keys[row]) == sorted(
-        range(10), key=lambda row: (lengths[0][row], lengths[1][row])
     )
+    order = LikeLengths(
+        [(len(one), len(other)) for one, other in zip(sources, targets, strict=True)], SETTINGS.batch_size, seed=0
+    )
+    rows: list[int] = []
+    for epoch in range(2):
+        order.set_epoch(epoch)
+        rows += order
+    assert read == tokenizer.batch_decode([sources[row] for row in rows], skip_special_tokens=True)
+    assert rows[:10] != rows[10:]
 
 
 def test_a_part_of_an_epoch_is_a_sample_of_it_by_seed(

@@ -28,6 +28,7 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
+from lopside.batches import LikeLengths
 from lopside.files import new_file, new_folder, sha256_of, write_json
 from lopside.generation import generate
 from lopside.inputs import Inputs, check_first_token
@@ -81,7 +82,7 @@ def finetune(
     validation = validation.iloc[: settings.evaluation_documents]
     steps = settings.max_steps or math.ceil(settings.epochs * math.ceil(len(train) / settings.batch_size))
     if steps * settings.batch_size < len(train):
-        # Grouped by length, a part of an epoch would be long documents alone: the Trainer begins with the longest.
+        # Batches of all pairs, so few of them, would have a few lengths alone; those of a sample have all.
         print(f"a sample of {steps * settings.batch_size:,} of {len(train):,} training pairs")
         train = train.sample(steps * settings.batch_size, random_state=seed)
     every = max(1, math.ceil(steps / settings.evaluations))
@@ -100,7 +101,6 @@ def finetune(
         label_smoothing_factor=settings.label_smoothing,
         bf16=bfloat16,
         use_cpu=device == "cpu",
-        train_sampling_strategy="group_by_length",
         prediction_loss_only=True,
         eval_strategy="steps",
         eval_steps=every,
@@ -119,8 +119,7 @@ def finetune(
         """Groups batches by our lengths; adds greedy ROUGE-2 to an evaluation, generated as elsewhere in lopside."""
 
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-            # transformers 5.23 asks after it has dropped the column `length`, and would go by the source alone.
-            return super()._get_train_sampler(self.train_dataset)
+            return LikeLengths(_lengths(tokenised), settings.batch_size, seed)
 
         def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
             metrics = super().evaluate(*args, **kwargs)
@@ -137,10 +136,11 @@ def finetune(
             self.log({"eval_rouge2": scored.means["rouge2"]})
             return metrics | {"eval_rouge2": scored.means["rouge2"]}
 
+    tokenised = _tokenised(train, tokenizer, inputs)
     trainer = Trainer(
         model=model,
         args=arguments,
-        train_dataset=_tokenised(train, tokenizer, inputs),
+        train_dataset=tokenised,
         eval_dataset=_tokenised(validation, tokenizer, inputs),
         data_collator=DataCollatorForSeq2Seq(tokenizer, model=model, label_pad_token_id=IGNORED),
         processing_class=tokenizer,
@@ -160,10 +160,7 @@ def finetune(
 
 
 def _tokenised(pairs: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, inputs: Inputs) -> Dataset:
-    """Token ids, tokenised once; ``length`` is what batches are grouped by: source length, then target length.
-
-    Most sources are cut to one length, so that without the second batches would be half padding in the decoder.
-    """
+    """Token ids of sources and references, tokenised once."""
     encoded = tokenizer(inputs.sources(pairs.document), truncation=True, max_length=inputs.max_source_tokens)
     labels = tokenizer(text_target=list(pairs.summary), truncation=True, max_length=inputs.max_target_tokens)
     return Dataset.from_dict(
@@ -171,12 +168,15 @@ def _tokenised(pairs: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, inputs: 
             "input_ids": encoded["input_ids"],
             "attention_mask": encoded["attention_mask"],
             "labels": labels["input_ids"],
-            "length": [
-                len(source) * (inputs.max_target_tokens + 1) + len(target)
-                for source, target in zip(encoded["input_ids"], labels["input_ids"], strict=True)
-            ],
         }
     )
+
+
+def _lengths(tokenised: Dataset) -> list[tuple[int, int]]:
+    """Tokens of source and reference."""
+    return [
+        (len(source), len(target)) for source, target in zip(tokenised["input_ids"], tokenised["labels"], strict=True)
+    ]
 
 
 def _checkpoint_folder(
