@@ -25,6 +25,7 @@ from lopside.plan import (
     Plan,
     Prediction,
     Work,
+    authors_line,
     authors_speedups,
     in_words,
     make_plan,
@@ -138,6 +139,15 @@ def test_the_authors_stand_beside_the_cells_that_they_timed() -> None:
     assert table[0].endswith("| authors' speedup, cnn_dailymail | authors' speedup, xsum |")
     assert len(table) == 2 + 16
     assert f"{authors['xsum'][6, 1].value:.2f} [" in next(line for line in table if line.startswith("| 6-1 "))
+
+
+def test_short_decoders_are_set_against_short_encoders_beside_the_authors() -> None:
+    line = authors_line(a_plan(), {"xsum": {(6, 1): Estimate(4, 4, 4), (1, 6): Estimate(2, 1, 4)}})
+
+    # 6-1 ... 6-5 take 56, 66, 76, 86, 96 ms, and 1-6 ... 5-6 take 76, 82, 88, 94, 100.
+    mean = ((76 * 82 * 88 * 94 * 100) / (56 * 66 * 76 * 86 * 96)) ** 0.2
+    here = f"here {mean:.2f}x [{mean:.2f}, {mean:.2f}]"
+    assert line == f"speedup of 6-x / x-6, geometric mean over x: {here}, xsum 2.00x [1.00, 4.00]"
 
 
 @pytest.mark.parametrize(("model", "batch"), [("docs-bart-mini", 1), ("flan-t5-base", 2)])

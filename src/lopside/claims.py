@@ -96,6 +96,12 @@ def latency_follows_decoder(study: Study, speed: Speed) -> Verdict:
     return _averaged(DECODER, "speedup of 6-x / x-6", speed, TIMES, _mirrored(_speedups(study, speed)), theirs)
 
 
+def decoder_over_encoder(speedups: Mapping[Pair, Estimate]) -> Estimate | None:
+    """The geometric mean of the speedup of 6-x / that of x-6, over the x that have both; None where none has."""
+    found = [ratio(*both) for both in _mirrored(speedups).values()]
+    return geometric_mean(found) if found else None
+
+
 def asymmetric_beats_symmetric(study: Study, speed: Speed) -> Verdict:
     """ROUGE-2 of the best asymmetric cell that is not slower than x-x, minus that of x-x, the mean over x."""
     speedups, deltas, batch = _speedups(study, speed), _deltas(study), _their_batch(speed)

@@ -230,6 +230,8 @@ def plan(
     if plot:
         plans.plan_heat_map(made, plot)
     click.echo(f"{plans.in_words(made)}\n\n{plans.plan_table(made, authors)}")
+    if authors:
+        click.echo(f"\n{plans.authors_line(made, authors)}")
     if speedup:
         click.echo(f"\n{plans.target_line(made, speedup)}")
 

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lopside.architectures import layer_counts
+from lopside.claims import decoder_over_encoder
 from lopside.engines import BASELINE, baseline, export, load_engine
 from lopside.errors import LopsideError
-from lopside.estimates import Estimate
+from lopside.estimates import IN_TIMES, Estimate
 from lopside.grid import ALL, DENSE, GRIDS, Pair, names
 from lopside.hub import find_model
 from lopside.inputs import positions
@@ -286,6 +287,14 @@ def plan_table(plan: Plan, authors: Mapping[str, Mapping[Pair, Estimate]] | None
             row.append("" if cell.error is None or pair in plan.fitted else f"{cell.error:+.1%}")
         rows.append(row + [_shown(of[pair]) if pair in of else "" for of in authors.values()])
     return markdown_table(rows)
+
+
+def authors_line(plan: Plan, authors: Mapping[str, Mapping[Pair, Estimate]]) -> str:
+    """What is won by short decoders over short encoders, here and by the authors: their second claim, on average."""
+    of = {"here": {pair: cell.speedup for pair, cell in plan.cells.items()}, **authors}
+    found = {name: decoder_over_encoder(speedups) for name, speedups in of.items()}
+    shown = ", ".join(f"{name} {IN_TIMES.format(*mean)}" for name, mean in found.items() if mean)
+    return f"speedup of 6-x / x-6, geometric mean over x: {shown}"
 
 
 def target_line(plan: Plan, speedup: float) -> str:
