@@ -17,7 +17,7 @@ from pathlib import Path
 
 from lopside.inputs import positions
 from lopside.machine import choose_device, choose_dtype, keep_memory, set_threads
-from lopside.pairs import Call, Done, Timing, WallClock, time_pairs, warm_up
+from lopside.pairs import Call, Clock, Done, Timing, time_pairs, warm_up
 
 DELAY = 0.25
 """Of the call's own time."""
@@ -33,14 +33,15 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8.0, help="of each run at most")
     parser.add_argument("--precision", type=float, default=0.02)
     parser.add_argument("--threads", type=int, default=0, help="0: one a physical core")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, or auto")
     arguments = parser.parse_args()
     threads = set_threads(arguments.threads)
-    call = prepare(arguments.model)
-    warm_up(call, call, least=2, max_seconds=arguments.seconds)
+    call, clock = prepare(arguments.model, arguments.device)
+    warm_up(call, call, least=2, max_seconds=arguments.seconds, clock=clock)
 
     def timed(dense: Call) -> Timing:
         return time_pairs(
-            dense, call, min_pairs=6, max_seconds=arguments.seconds, precision=arguments.precision, clock=WallClock()
+            dense, call, min_pairs=6, max_seconds=arguments.seconds, precision=arguments.precision, clock=clock
         )
 
     held = 0
@@ -56,28 +57,29 @@ def main() -> None:
     delay_held = timing.low <= expected <= timing.high
     print(f"{1000 * delay:.1f} ms more on one side: {expected:.3f} expected, {in_words(timing)}")
 
-    ours, theirs = against_torch(call, arguments.seconds, threads)
+    ours, theirs = against_torch(call, arguments.seconds, threads, clock)
     apart = abs(ours / theirs - 1)
     print(f"torch.utils.benchmark: {1000 * theirs:.1f} ms, here {1000 * ours:.1f} ms, {apart:.1%} apart")
     sys.exit(0 if held >= 0.85 * arguments.runs and delay_held and apart <= TOLERANCE else 1)
 
 
-def prepare(folder: Path) -> Call:
-    """One document of SOURCE_TOKENS, or as many as the model takes, to a summary of NEW_TOKENS."""
+def prepare(folder: Path, device: str) -> tuple[Call, Clock]:
+    """One document of SOURCE_TOKENS, or as many as the model takes, to a summary of NEW_TOKENS; and what times it."""
     from lopside.models import load_model, load_tokenizer, read_config
     from lopside.workloads import choose_clock, fixed, transformers_calls
 
     keep_memory()
     import torch
 
-    device = choose_device("cpu")
+    device = choose_device(device)
     dtype = choose_dtype("auto", device)
     tokenizer = load_tokenizer(folder)
     source_tokens = min(SOURCE_TOKENS, positions(read_config(folder), "encoder") or SOURCE_TOKENS)
     setting = fixed(tokenizer, [DOCUMENT], size=1, source_tokens=source_tokens, new_tokens=NEW_TOKENS)
     model = load_model(folder, dtype=getattr(torch, dtype), device=device)
     print(f"{folder} on {device} in {dtype}, {torch.get_num_threads()} threads", flush=True)
-    return transformers_calls(model, tokenizer.pad_token_id, choose_clock(device))(setting, 1)
+    clock = choose_clock(device)
+    return transformers_calls(model, tokenizer.pad_token_id, clock)(setting, 1), clock
 
 
 def delayed(call: Call, seconds: float) -> Call:
@@ -93,7 +95,7 @@ def delayed(call: Call, seconds: float) -> Call:
     return wait_too
 
 
-def against_torch(call: Call, seconds: float, threads: int) -> tuple[float, float]:
+def against_torch(call: Call, seconds: float, threads: int, clock: Clock) -> tuple[float, float]:
     """The median seconds of the call, by lopside and by torch, a few calls of each in turn."""
     from torch.utils.benchmark import Timer
 
@@ -102,7 +104,7 @@ def against_torch(call: Call, seconds: float, threads: int) -> tuple[float, floa
     theirs: list[float] = []
     end = time.perf_counter() + 2 * seconds
     while len(ours) < 12 or time.perf_counter() < end:
-        ours += time_pairs(call, call, min_pairs=6, max_seconds=0, precision=1e-9).seconds("dense")
+        ours += time_pairs(call, call, min_pairs=6, max_seconds=0, precision=1e-9, clock=clock).seconds("dense")
         theirs += [other.timeit(1).median for _ in range(6)]
     return statistics.median(ours), statistics.median(theirs)
 
