@@ -4,9 +4,10 @@ Each part does the same work twice on this machine, as the plain recipe does it 
 the ratio beside the one that is promised:
 
 train     `Seq2SeqTrainer` with `DataCollatorForSeq2Seq`, at the batch size and precision that are fastest for it, all
-          other arguments as in `arguments_of`; the promise is for training tokens a second (padding not counted), from
-          model folder to model folder, and both losses on validation are printed; and the most that any code could
-          reach here, if it did nothing but products of matrices, at the speed of large ones.
+          other arguments as in `arguments_of`; ours at the same batch size, so that equal steps give about equal losses
+          on validation, which are printed. The promise is for training tokens a second (padding not counted), from
+          model folder to model folder. And the most that any code could reach here, if it did nothing but products of
+          matrices, at the speed of large ones.
 generate  `Seq2SeqTrainer.predict` with `predict_with_generate`, at its fastest batch size; documents a second, greedy.
 score     rouge-score on one core; pairs a second. The figures must agree to 1e-12.
 start     how long ``--help`` and the refusal of a bad params.yaml take.
@@ -27,7 +28,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "models/docs-bart-mini"
-TRAIN_DOCUMENTS, SOURCE_TOKENS, TARGET_TOKENS = 2560, 80, 40
+TRAIN_DOCUMENTS, SOURCE_TOKENS, TARGET_TOKENS = 5120, 80, 40
 GENERATE_DOCUMENTS, SCORE_PAIRS, VALIDATION_DOCUMENTS = 512, 5000, 400
 BATCH_SIZES = (16, 32, 64, 128)
 PRODUCT = 2048
@@ -40,7 +41,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join([*PROMISED, 'start'])}; default: all")
     parser.add_argument("--run", help=argparse.SUPPRESS)
+    parser.add_argument("--batch-size", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.run == "train-ours":
+        print(json.dumps(train_ours(arguments.batch_size)))
+        return
     if arguments.run:
         print(json.dumps(RUNS[arguments.run]()))
         return
@@ -52,7 +57,8 @@ def main() -> None:
 
 def ratio(part: str) -> bool:
     """Print what both sides did, and their ratio; whether it is as promised."""
-    plain, ours = (_in_process(f"{part}-{side}") for side in ("plain", "ours"))
+    plain = _in_process(f"{part}-plain")
+    ours = _in_process(f"{part}-ours", *(["--batch-size", str(plain["batch size"])] if part == "train" else []))
     for side, found in (("plain", plain), ("ours", ours)):
         print(f"{part}: {side}: " + ", ".join(f"{name} {_shown(value)}" for name, value in found.items()))
     found = ours["a second"] / plain["a second"]
@@ -149,8 +155,8 @@ def arguments_of(target: Path, batch_size: int, bf16: bool, steps: int) -> Any:
     )
 
 
-def train_ours() -> dict[str, Any]:
-    """`lopside.training.finetune`, with the batch size of params.yaml."""
+def train_ours(batch_size: int) -> dict[str, Any]:
+    """`lopside.training.finetune`."""
     from dataclasses import replace
 
     from lopside.inputs import Inputs
@@ -163,7 +169,11 @@ def train_ours() -> dict[str, Any]:
 
     params = _params()
     settings = replace(
-        params.train, max_steps=-(-TRAIN_DOCUMENTS // params.train.batch_size), evaluations=1, evaluation_documents=1
+        params.train,
+        batch_size=batch_size,
+        max_steps=-(-TRAIN_DOCUMENTS // batch_size),
+        evaluations=1,
+        evaluation_documents=1,
     )
     pairs = _pairs("train", TRAIN_DOCUMENTS)
     with tempfile.TemporaryDirectory() as name:
@@ -176,7 +186,7 @@ def train_ours() -> dict[str, Any]:
         took = time.perf_counter() - began
         return {
             "a second": _tokens(_tokenised(load_tokenizer(MODEL), pairs)) / took,
-            "batch size": settings.batch_size,
+            "batch size": batch_size,
             "validation loss": _loss(folder / "model"),
         }
 
@@ -351,8 +361,8 @@ def _loss(model: Path) -> float:
     return total / count
 
 
-def _in_process(run: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "tests.bench", "--run", run]
+def _in_process(run: str, *options: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "tests.bench", "--run", run, *options]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
@@ -364,7 +374,6 @@ def _shown(value: Any) -> str:
 
 RUNS: dict[str, Callable[[], dict[str, Any]]] = {
     "train-plain": train_plain,
-    "train-ours": train_ours,
     "train-most": train_most,
     "generate-plain": generate_plain,
     "generate-ours": generate_ours,

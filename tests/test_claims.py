@@ -104,6 +104,12 @@ def test_the_luck_of_a_training_counts_where_it_is_known() -> None:
     assert apart.seed_noise == pytest.approx((deviation, 1))
     assert other.value - other.low == pytest.approx((0.5**2 + 2 * (12.7062 * deviation) ** 2) ** 0.5, rel=1e-4)
     assert one.value - one.low == pytest.approx((0.5**2 + (12.7062 * deviation) ** 2) ** 0.5, rel=1e-4)  # of two seeds
+    # Nor with one, where dense came out otherwise.
+    retrained = row(3, 6, -3.4, 1.2, seed=2)
+    retrained = replace(retrained, figures={**retrained.figures, "dense.rouge2": 20.1})
+    one, other = study([*grid(((6, 6), (6, 3))), retrained, row(6, 3, -1.9, 1.5, seed=2)]).deltas((6, 3), (3, 6))
+    assert other.value - other.low == pytest.approx((0.5**2 + 2 * (12.7062 * deviation) ** 2) ** 0.5, rel=1e-4)
+    assert one.value == pytest.approx(-1.7)  # both seeds count
     assert claims.accuracy_follows_encoder(study(grid())).verdict == HOLDS
     assert claims.accuracy_follows_encoder(noisy).verdict == UNDECIDED
     assert noisy.delta(noisy.cells[6, 6]) == noisy.cells[6, 6].delta  # dense itself

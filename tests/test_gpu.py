@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,15 @@ def test_layers_are_ranked_as_on_a_cpu(tiny_bart: Path) -> None:
         assert one == pytest.approx(other, rel=1e-3)
 
 
+@pytest.fixture
+def as_deterministic_as_before() -> Iterator[None]:
+    """Training there asks torch for deterministic kernels, for good."""
+    before, warn = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    yield
+    torch.use_deterministic_algorithms(before, warn_only=warn)
+
+
+@pytest.mark.usefixtures("as_deterministic_as_before")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_equal_trainings_give_equal_weights(tiny_bart: Path, tmp_path: Path, dtype: str) -> None:
     settings = dataclasses.replace(SETTINGS, dtype=dtype)

@@ -1,6 +1,8 @@
 """Fine-tuning, on a tiny random model: what is written, that it is the same each time, and that a kill costs little."""
 
 import dataclasses
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 from safetensors.torch import load_file
 from transformers import Seq2SeqTrainer
 
+from lopside import training
 from lopside.batches import LikeLengths
 from lopside.inputs import Inputs
 from lopside.models import load_tokenizer, trained_in
@@ -96,9 +99,13 @@ def test_without_max_steps_whole_epochs_are_trained(
     assert pd.read_csv(tmp_path / "curve.csv").step.max() == 6  # two epochs of ceil(10 / 4) steps
 
 
+@pytest.mark.parametrize(("max_steps", "evaluations"), [(4, 2), (6, 3)])
 def test_a_killed_run_goes_on_from_its_checkpoint_to_the_same_weights(
-    tiny_bart: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_bart: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, max_steps: int, evaluations: int
 ) -> None:
+    """Of three steps an epoch: from within the first, and from within the second."""
+    whole = run(tiny_bart, tmp_path / "whole", max_steps=max_steps, evaluations=evaluations)
+    folder = tmp_path / "killed"
     steps: list[int] = []
     real = Seq2SeqTrainer.training_step
 
@@ -111,20 +118,20 @@ def test_a_killed_run_goes_on_from_its_checkpoint_to_the_same_weights(
 
         return step
 
-    monkeypatch.setattr(Seq2SeqTrainer, "training_step", killed_at(4))
+    monkeypatch.setattr(Seq2SeqTrainer, "training_step", killed_at(max_steps))
     with pytest.raises(KeyboardInterrupt):
-        run(tiny_bart, tmp_path)
-    assert not (tmp_path / "model").exists()
+        run(tiny_bart, folder, max_steps=max_steps, evaluations=evaluations)
+    assert not (folder / "model").exists()
     steps.clear()
     monkeypatch.setattr(Seq2SeqTrainer, "training_step", killed_at(9))
-    resumed = run(tiny_bart, tmp_path)
-    assert steps == [2, 3]
-    ours, theirs = (load_file(folder / "model.safetensors") for folder in (resumed, trained))
+    resumed = run(tiny_bart, folder, max_steps=max_steps, evaluations=evaluations)
+    assert steps == [max_steps - 2, max_steps - 1]
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (resumed, whole))
     assert all((ours[name] == theirs[name]).all() for name in theirs)
-    assert {path.name for path in tmp_path.iterdir()} == {"model", "curve.csv"}
+    assert {path.name for path in folder.iterdir()} == {"model", "curve.csv"}
 
 
-def test_batches_are_of_like_lengths_and_go_by_seed_and_epoch(
+def test_pairs_are_taken_in_the_order_of_like_lengths_epoch_by_epoch(
     tiny_bart: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenizer, read = load_tokenizer(tiny_bart), list[str]()
@@ -150,6 +157,39 @@ def test_batches_are_of_like_lengths_and_go_by_seed_and_epoch(
         rows += order
     assert read == tokenizer.batch_decode([sources[row] for row in rows], skip_special_tokens=True)
     assert rows[:10] != rows[10:]
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "at_once"),
+    [(1, 1), (20, 20), (32, 32), (33, 33), (37, 37), (48, 24), (64, 32), (100, 25), (128, 32)],
+)
+def test_large_batches_go_through_the_model_in_equal_parts(batch_size: int, at_once: int) -> None:
+    assert training._pairs_at_once(batch_size, "cpu") == at_once
+    assert training._pairs_at_once(batch_size, "cuda") == batch_size
+
+
+@pytest.mark.parametrize("family", ["tiny_bart", "tiny_t5"])
+def test_parts_of_a_batch_train_as_the_whole_does(
+    request: pytest.FixtureRequest, family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """References of one length: the mean of the parts' losses is then that of the batch."""
+    source, few = tmp_path / "source", pairs(9)[1:]
+    shutil.copytree(request.getfixturevalue(family), source)
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {key: 0.0 for key in config if "dropout" in key}))
+    assert len({len(ids) for ids in load_tokenizer(source)(list(few.summary))["input_ids"]}) == 1
+    settings = dataclasses.replace(SETTINGS, batch_size=8, max_steps=3, evaluations=1, learning_rate=1e-3)
+    curves = []
+    for most in (8, 4):
+        monkeypatch.setattr(training, "MOST_AT_ONCE", most)
+        curve = tmp_path / f"{most}.csv"
+        finetune(source, tmp_path / str(most), curve, few, few, settings, INPUTS, seed=0, device="cpu")
+        curves.append(pd.read_csv(curve))
+    whole, parts = curves
+    assert len(whole) == 3
+    assert whole.train_loss.iloc[2] != pytest.approx(whole.train_loss.iloc[0], rel=2e-3)
+    for figure in ("step", "train_loss", "validation_loss"):
+        assert list(parts[figure]) == pytest.approx(list(whole[figure]), rel=2e-3, nan_ok=True)
 
 
 def test_a_part_of_an_epoch_is_a_sample_of_it_by_seed(

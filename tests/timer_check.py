@@ -1,4 +1,4 @@
-"""Whether the timer can be trusted here, on a real model: ``python -m tests.timer_check [--model FOLDER] [--runs 20]``.
+"""Whether the timer can be trusted here, on a real model: ``python -m tests.timer_check [--device cuda] [--runs 20]``.
 
 1. The model against itself, as often as asked: prints each interval, and in how many of them 1.00 lies. 95% are
    promised, so that fewer than 17 of 20 would be chance once or twice in a hundred times.

@@ -4,7 +4,7 @@ import random
 from collections.abc import Iterator, Sequence
 
 STRATA = 8
-"""Into so many ranges the longest source is divided; within one, batches go by their targets."""
+"""The longest source is divided into so many ranges: with fewer, sources are padded more, with more, targets."""
 
 
 class LikeLengths:
@@ -13,11 +13,11 @@ class LikeLengths:
     Padding is to the longest source and the longest target of a batch, and few pairs agree in both. So pairs are sorted
     by source, roughly, and those of a range by target, up and down in turn: neighbours are then alike where one range
     ends and the next begins, too. Which of those that are alike share a batch is left to chance, and so is the order
-    of the batches, but for the longest, which comes first (a lack of memory shows at once), and for the one that is
-    not full, which must come last.
+    of the batches, but for the first, of the longest sources and their longest targets (a lack of memory shows at
+    once, as a rule), and for one that is not full, which must come last.
 
-    transformers' own `LengthGroupedSampler` sorts 50 batches at a time, by one length, and keeps them sorted: from a
-    full step to one of a few tokens, over and over.
+    transformers' own `LengthGroupedSampler` sorts at most 50 batches at a time, by one length, and keeps them sorted:
+    from the longest to the shortest, over and over.
     """
 
     def __init__(self, lengths: Sequence[tuple[int, int]], size: int, seed: int) -> None:
@@ -39,9 +39,10 @@ class LikeLengths:
         chance.shuffle(rows)
         rows.sort(key=self._key, reverse=True)
         batches = [rows[start : start + self._size] for start in range(0, len(rows), self._size)]
-        between = batches[1:-1]
-        chance.shuffle(between)
-        for batch in [*batches[:1], *between, *batches[1:][-1:]]:
+        first, others = batches[:1], batches[1:]
+        last = [others.pop()] if others and len(others[-1]) < self._size else []
+        chance.shuffle(others)
+        for batch in [*first, *others, *last]:
             yield from batch
 
     def _key(self, row: int) -> tuple[int, int]:

@@ -208,14 +208,14 @@ class Study:
         return cell.delta if self.is_dense(cell) else self._with_noise(cell, trainings=2)
 
     def deltas(self, *pairs: Pair) -> list[Estimate]:
-        """Those of cells that are to be compared: of the seeds that all of them have, if any.
+        """Those of cells that are to be compared: of the seeds for which all of them have the same dense, if any.
 
-        They have dense in common then, so that its luck does not count; else it does.
+        Its luck does not count then; else it does. Other code may train dense otherwise with the same seed.
         """
         cells = [self.cells[pair] for pair in pairs]
-        common = set.intersection(*({row.seed for row in cell.rows} for cell in cells))
+        common = set.intersection(*(set(map(_dense, cell.rows)) for cell in cells))
         if common:
-            cells = [replace(cell, rows=tuple(row for row in cell.rows if row.seed in common)) for cell in cells]
+            cells = [replace(cell, rows=tuple(row for row in cell.rows if _dense(row) in common)) for cell in cells]
         return [self._with_noise(cell, trainings=1 if common else 2) for cell in cells]
 
     def retained(self, cell: Cell) -> Estimate | None:
@@ -343,6 +343,11 @@ def _key(row: Row) -> tuple[Any, ...]:
     # `score` holds that dense and pruned were trained on one kind of device: on which is no matter between rows.
     scored = re.sub(r"(\|trained:\w+) on \w+", r"\1", seedless(row.signature))
     return row.dataset, row.model, row.strategy, row.unit, row.settings, row.inputs, kept, scored
+
+
+def _dense(row: Row) -> tuple[int, float | None]:
+    """Rows of one seed in which this is equal were compared with the same dense."""
+    return row.seed, row.figures.get("dense.rouge2")
 
 
 def _untimed(row: Row) -> Row:

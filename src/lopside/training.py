@@ -39,6 +39,8 @@ from lopside.rouge import score
 
 CURVE_COLUMNS = ("step", "train_loss", "validation_loss", "validation_rouge2")
 IGNORED = -100
+MOST_AT_ONCE = 32
+"""Pairs that go through a model on a CPU at a time: of more, less stays in its caches, and more is padding."""
 
 
 def finetune(
@@ -86,13 +88,15 @@ def finetune(
         print(f"a sample of {steps * settings.batch_size:,} of {len(train):,} training pairs")
         train = train.sample(steps * settings.batch_size, random_state=seed)
     every = max(1, math.ceil(steps / settings.evaluations))
+    at_once = _pairs_at_once(settings.batch_size, device)
     dtype = choose_dtype(settings.dtype, device)
     checkpoints = _checkpoint_folder(source, target, train, replace(settings, dtype=dtype), inputs, seed, device)
     bfloat16 = dtype == "bfloat16"
     arguments = Seq2SeqTrainingArguments(
         output_dir=str(checkpoints),
         max_steps=steps,
-        per_device_train_batch_size=settings.batch_size,
+        per_device_train_batch_size=at_once,
+        gradient_accumulation_steps=settings.batch_size // at_once,
         per_device_eval_batch_size=settings.batch_size,
         learning_rate=settings.learning_rate,
         lr_scheduler_type=settings.scheduler,
@@ -116,10 +120,10 @@ def finetune(
     )
 
     class Trainer(Seq2SeqTrainer):
-        """Groups batches by our lengths; adds greedy ROUGE-2 to an evaluation, generated as elsewhere in lopside."""
+        """Pairs in the order of `LikeLengths`; to an evaluation greedy ROUGE-2, generated as elsewhere in lopside."""
 
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-            return LikeLengths(_lengths(tokenised), settings.batch_size, seed)
+            return LikeLengths(_lengths(self.train_dataset), at_once, seed)
 
         def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
             metrics = super().evaluate(*args, **kwargs)
@@ -136,15 +140,17 @@ def finetune(
             self.log({"eval_rouge2": scored.means["rouge2"]})
             return metrics | {"eval_rouge2": scored.means["rouge2"]}
 
-    tokenised = _tokenised(train, tokenizer, inputs)
     trainer = Trainer(
         model=model,
         args=arguments,
-        train_dataset=tokenised,
+        train_dataset=_tokenised(train, tokenizer, inputs),
         eval_dataset=_tokenised(validation, tokenizer, inputs),
         data_collator=DataCollatorForSeq2Seq(tokenizer, model=model, label_pad_token_id=IGNORED),
         processing_class=tokenizer,
     )
+    # As they take any keyword, the Trainer believes that these models divide by the tokens of the whole batch. They
+    # take the mean of what they are given: so that of a batch's parts is still to be taken.
+    trainer.model_accepts_loss_kwargs = False
     with without_bars():
         trainer.train(resume_from_checkpoint=get_last_checkpoint(str(checkpoints)) if checkpoints.exists() else None)
     if not any("eval_loss" in entry and entry["step"] == steps for entry in trainer.state.log_history):
@@ -177,6 +183,12 @@ def _lengths(tokenised: Dataset) -> list[tuple[int, int]]:
     return [
         (len(source), len(target)) for source, target in zip(tokenised["input_ids"], tokenised["labels"], strict=True)
     ]
+
+
+def _pairs_at_once(batch_size: int, device: str) -> int:
+    """How many pairs of a batch go through the model at a time, equal parts of it; their gradients add up."""
+    parts = [size for size in range(MOST_AT_ONCE // 2, MOST_AT_ONCE + 1) if batch_size % size == 0]
+    return max(parts) if device == "cpu" and parts else batch_size
 
 
 def _checkpoint_folder(
