@@ -25,7 +25,7 @@ sweep: install ## run a grid of experiments (GRID=paper|full|reduced|6-1,3-3 SEE
 test: install ## run all tests, one process more than there are cores
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
-bench: install ## time the workflow itself against the plain recipe, about ten minutes
+bench: install ## time the workflow itself against the plain recipe, about 20 minutes
 	$(BIN)/python -m tests.bench
 
 lint: install ## check style and types: ruff, mypy
