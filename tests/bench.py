@@ -40,14 +40,11 @@ START_SECONDS = 0.3
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join([*PROMISED, 'start'])}; default: all")
-    parser.add_argument("--run", help=argparse.SUPPRESS)
-    parser.add_argument("--batch-size", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--run", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.run == "train-ours":
-        print(json.dumps(train_ours(arguments.batch_size)))
-        return
     if arguments.run:
-        print(json.dumps(RUNS[arguments.run]()))
+        run, *numbers = arguments.run
+        print(json.dumps(RUNS[run](*map(int, numbers))))
         return
     kept = True
     for part in arguments.parts or [*PROMISED, "start"]:
@@ -58,7 +55,7 @@ def main() -> None:
 def ratio(part: str) -> bool:
     """Print what both sides did, and their ratio; whether it is as promised."""
     plain = _in_process(f"{part}-plain")
-    ours = _in_process(f"{part}-ours", *(["--batch-size", str(plain["batch size"])] if part == "train" else []))
+    ours = _in_process(f"{part}-ours", *([plain["batch size"]] if part == "train" else []))
     for side, found in (("plain", plain), ("ours", ours)):
         print(f"{part}: {side}: " + ", ".join(f"{name} {_shown(value)}" for name, value in found.items()))
     found = ours["a second"] / plain["a second"]
@@ -361,8 +358,8 @@ def _loss(model: Path) -> float:
     return total / count
 
 
-def _in_process(run: str, *options: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "tests.bench", "--run", run, *options]
+def _in_process(run: str, *numbers: int) -> dict[str, Any]:
+    command = [sys.executable, "-m", "tests.bench", "--run", run, *map(str, numbers)]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
@@ -372,8 +369,9 @@ def _shown(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-RUNS: dict[str, Callable[[], dict[str, Any]]] = {
+RUNS: dict[str, Callable[..., dict[str, Any]]] = {
     "train-plain": train_plain,
+    "train-ours": train_ours,
     "train-most": train_most,
     "generate-plain": generate_plain,
     "generate-ours": generate_ours,

@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8.0, help="of each run at most")
     parser.add_argument("--precision", type=float, default=0.02)
     parser.add_argument("--threads", type=int, default=0, help="0: one a physical core")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, or auto")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="cpu")
     arguments = parser.parse_args()
     threads = set_threads(arguments.threads)
     call, clock = prepare(arguments.model, arguments.device)
