@@ -1,21 +1,18 @@
 """Fine-tuning, on a tiny random model: what is written, that it is the same each time, and that a kill costs little."""
 
 import dataclasses
-import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 from safetensors.torch import load_file
-from transformers import Seq2SeqTrainer
 
-from lopside import training
 from lopside.batches import LikeLengths
 from lopside.inputs import Inputs
 from lopside.models import load_tokenizer, trained_in
 from lopside.params import TrainParams
+from lopside.parts import Parts
 from lopside.training import CURVE_COLUMNS, finetune
 
 SETTINGS = TrainParams(
@@ -107,23 +104,23 @@ def test_a_killed_run_goes_on_from_its_checkpoint_to_the_same_weights(
     whole = run(tiny_bart, tmp_path / "whole", max_steps=max_steps, evaluations=evaluations)
     folder = tmp_path / "killed"
     steps: list[int] = []
-    real = Seq2SeqTrainer.training_step
+    real = Parts.backward
 
     def killed_at(limit: int) -> Any:
-        def step(self: Any, *args: Any, **kwargs: Any) -> Any:
-            steps.append(self.state.global_step)
+        def backward(self: Any, batch: Any, step: int) -> Any:
+            steps.append(step)
             if len(steps) == limit:
                 raise KeyboardInterrupt
-            return real(self, *args, **kwargs)
+            return real(self, batch, step)
 
-        return step
+        return backward
 
-    monkeypatch.setattr(Seq2SeqTrainer, "training_step", killed_at(max_steps))
+    monkeypatch.setattr(Parts, "backward", killed_at(max_steps))
     with pytest.raises(KeyboardInterrupt):
         run(tiny_bart, folder, max_steps=max_steps, evaluations=evaluations)
     assert not (folder / "model").exists()
     steps.clear()
-    monkeypatch.setattr(Seq2SeqTrainer, "training_step", killed_at(9))
+    monkeypatch.setattr(Parts, "backward", killed_at(9))
     resumed = run(tiny_bart, folder, max_steps=max_steps, evaluations=evaluations)
     assert steps == [max_steps - 2, max_steps - 1]
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (resumed, whole))
@@ -135,13 +132,13 @@ def test_pairs_are_taken_in_the_order_of_like_lengths_epoch_by_epoch(
     tiny_bart: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenizer, read = load_tokenizer(tiny_bart), list[str]()
-    real = Seq2SeqTrainer.training_step
+    real = Parts.backward
 
-    def step(self: Any, model: Any, inputs: Any, *args: Any) -> Any:
-        read.extend(tokenizer.batch_decode(inputs["input_ids"], skip_special_tokens=True))
-        return real(self, model, inputs, *args)
+    def backward(self: Any, batch: Any, step: int) -> Any:
+        read.extend(tokenizer.batch_decode(batch["input_ids"], skip_special_tokens=True))
+        return real(self, batch, step)
 
-    monkeypatch.setattr(Seq2SeqTrainer, "training_step", step)
+    monkeypatch.setattr(Parts, "backward", backward)
     run(tiny_bart, tmp_path, max_steps=0, epochs=2.0, evaluations=1)
 
     sources, targets = (
@@ -159,52 +156,19 @@ def test_pairs_are_taken_in_the_order_of_like_lengths_epoch_by_epoch(
     assert rows[:10] != rows[10:]
 
 
-@pytest.mark.parametrize(
-    ("batch_size", "at_once"),
-    [(1, 1), (20, 20), (32, 32), (33, 33), (37, 37), (48, 24), (64, 32), (100, 25), (128, 32)],
-)
-def test_large_batches_go_through_the_model_in_equal_parts(batch_size: int, at_once: int) -> None:
-    assert training._pairs_at_once(batch_size, "cpu") == at_once
-    assert training._pairs_at_once(batch_size, "cuda") == batch_size
-
-
-@pytest.mark.parametrize("family", ["tiny_bart", "tiny_t5"])
-def test_parts_of_a_batch_train_as_the_whole_does(
-    request: pytest.FixtureRequest, family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """References of one length: the mean of the parts' losses is then that of the batch."""
-    source, few = tmp_path / "source", pairs(9)[1:]
-    shutil.copytree(request.getfixturevalue(family), source)
-    config = json.loads((source / "config.json").read_text())
-    (source / "config.json").write_text(json.dumps(config | {key: 0.0 for key in config if "dropout" in key}))
-    assert len({len(ids) for ids in load_tokenizer(source)(list(few.summary))["input_ids"]}) == 1
-    settings = dataclasses.replace(SETTINGS, batch_size=8, max_steps=3, evaluations=1, learning_rate=1e-3)
-    curves = []
-    for most in (8, 4):
-        monkeypatch.setattr(training, "MOST_AT_ONCE", most)
-        curve = tmp_path / f"{most}.csv"
-        finetune(source, tmp_path / str(most), curve, few, few, settings, INPUTS, seed=0, device="cpu")
-        curves.append(pd.read_csv(curve))
-    whole, parts = curves
-    assert len(whole) == 3
-    assert whole.train_loss.iloc[2] != pytest.approx(whole.train_loss.iloc[0], rel=2e-3)
-    for figure in ("step", "train_loss", "validation_loss"):
-        assert list(parts[figure]) == pytest.approx(list(whole[figure]), rel=2e-3, nan_ok=True)
-
-
 def test_a_part_of_an_epoch_is_a_sample_of_it_by_seed(
     tiny_bart: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of documents of any length; the Trainer's own order would begin with the longest."""
     tokenizer, read = load_tokenizer(tiny_bart), list[set[str]]()
-    real = Seq2SeqTrainer.training_step
+    real = Parts.backward
 
-    def step(self: Any, model: Any, inputs: Any, *args: Any) -> Any:
-        texts = tokenizer.batch_decode(inputs["input_ids"], skip_special_tokens=True)
+    def backward(self: Any, batch: Any, step: int) -> Any:
+        texts = tokenizer.batch_decode(batch["input_ids"], skip_special_tokens=True)
         read[-1].update(text.strip() for text in texts)
-        return real(self, model, inputs, *args)
+        return real(self, batch, step)
 
-    monkeypatch.setattr(Seq2SeqTrainer, "training_step", step)
+    monkeypatch.setattr(Parts, "backward", backward)
     settings = dataclasses.replace(SETTINGS, max_steps=5, evaluations=1)
     inputs = dataclasses.replace(INPUTS, max_source_tokens=100)
     for seed in (0, 0, 1):

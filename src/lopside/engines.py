@@ -144,6 +144,7 @@ class Compiled(Transformers):
     """
 
     at_once = 1  # two threads would compile the same
+    packs = False  # it would compile again at each call
 
     def __init__(self, model: PreTrainedModel, pad: int) -> None:
         import torch

@@ -7,12 +7,12 @@ says so at once.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lopside.errors import LopsideError
+from lopside.machine import shared_threads
 from lopside.progress import progress as shown
 
 if TYPE_CHECKING:
@@ -72,13 +72,14 @@ class Engine(Protocol):
 class Transformers:
     """transformers' `generate`, in the precision and on the device of the model given; greedy by `lopside.decoding`.
 
-    On a CPU two batches are at work at a time, with half of the threads each: while one is in Python, or in a product
-    too small to be shared, the other computes.
+    On a CPU linear layers are packed (`lopside.packed`), and two batches are at work at a time, with half of the
+    threads each: while one is in Python, or in a product too small to be shared, the other computes.
 
     The model's mode (training or not), generation settings and weights are as before after the last answer.
     """
 
     at_once = 2
+    packs = True
 
     def __init__(self, model: PreTrainedModel, pad: int) -> None:
         self.model, self.pad, self.config = model, pad, model.config
@@ -88,22 +89,22 @@ class Transformers:
     def answers(self, batches: Sequence[Batch], max_new_tokens: int, num_beams: int) -> Answers:
         import torch
 
+        from lopside.packed import packed
+
         settings = generation_settings(self.model, max_new_tokens, num_beams)
 
         def answer(sources: Batch) -> list[list[int]]:
             return self._answer(sources, settings)
 
-        threads = torch.get_num_threads()
-        at_once = min(self.at_once, len(batches), threads) if self.model.device.type == "cpu" else 1
-        with _applied(self.model, settings):
+        at_once = 1
+        if self.model.device.type == "cpu":
+            at_once = min(self.at_once, len(batches), torch.get_num_threads())
+        with _applied(self.model, settings), packed(self.model) if self.packs else nullcontext():
             if at_once == 1:
                 yield from map(answer, batches)
                 return
-            try:
-                with ThreadPoolExecutor(at_once, initializer=lambda: torch.set_num_threads(threads // at_once)) as pool:
-                    yield from pool.map(answer, batches)
-            finally:
-                torch.set_num_threads(threads)  # which is also what threads to come begin with
+            with shared_threads(at_once) as pool:
+                yield from pool.map(answer, batches)
 
     def _answer(self, sources: Batch, settings: GenerationConfig) -> list[list[int]]:
         import torch

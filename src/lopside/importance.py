@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from lopside.architectures import StackSpec, spec_of
 from lopside.blocks import blocks_of, switched_off
 from lopside.errors import LopsideError
-from lopside.inputs import check_first_token
+from lopside.inputs import IGNORED, check_first_token
 from lopside.progress import progress
 from lopside.selection import Stack, unknown
 
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 MEASURES = ("loss", "influence")
 BATCH = 16
 """Pairs a forward pass."""
-IGNORED = -100
-"""Label of padding: torch's cross entropy passes over it."""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,9 @@ from lopside.models import read_config
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+IGNORED = -100
+"""A label where the reference has no token: torch's cross entropy passes over it."""
+
 
 @dataclass(frozen=True)
 class Inputs:

@@ -13,7 +13,9 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -130,6 +132,19 @@ def set_threads(threads: int) -> int:
 
     torch.set_num_threads(threads or physical_cores())
     return torch.get_num_threads()
+
+
+@contextmanager
+def shared_threads(at_once: int) -> Iterator[ThreadPoolExecutor]:
+    """A pool of so many workers, among whom torch's threads are divided; afterwards it has them all again."""
+    import torch
+
+    threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(at_once, initializer=lambda: torch.set_num_threads(threads // at_once)) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(threads)  # which is also what threads to come begin with
 
 
 def keep_memory() -> bool:

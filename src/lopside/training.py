@@ -13,6 +13,7 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
+    TrainerCallback,
     set_seed,
 )
 from transformers.trainer_utils import get_last_checkpoint
@@ -31,16 +33,14 @@ from transformers.trainer_utils import get_last_checkpoint
 from lopside.batches import LikeLengths
 from lopside.files import new_file, new_folder, sha256_of, write_json
 from lopside.generation import generate
-from lopside.inputs import Inputs, check_first_token
+from lopside.inputs import IGNORED, Inputs, check_first_token
 from lopside.machine import choose_dtype
 from lopside.models import TRAINED, load_model, load_tokenizer, without_bars
 from lopside.params import TrainParams
+from lopside.parts import Parts
 from lopside.rouge import score
 
 CURVE_COLUMNS = ("step", "train_loss", "validation_loss", "validation_rouge2")
-IGNORED = -100
-MOST_AT_ONCE = 32
-"""Pairs that go through a model on a CPU at a time: of more, less stays in its caches, and more is padding."""
 
 
 def finetune(
@@ -88,22 +88,19 @@ def finetune(
         print(f"a sample of {steps * settings.batch_size:,} of {len(train):,} training pairs")
         train = train.sample(steps * settings.batch_size, random_state=seed)
     every = max(1, math.ceil(steps / settings.evaluations))
-    at_once = _pairs_at_once(settings.batch_size, device)
     dtype = choose_dtype(settings.dtype, device)
     checkpoints = _checkpoint_folder(source, target, train, replace(settings, dtype=dtype), inputs, seed, device)
-    bfloat16 = dtype == "bfloat16"
+    autocast = partial(torch.autocast, device, dtype=torch.bfloat16, enabled=dtype == "bfloat16")
     arguments = Seq2SeqTrainingArguments(
         output_dir=str(checkpoints),
         max_steps=steps,
-        per_device_train_batch_size=at_once,
-        gradient_accumulation_steps=settings.batch_size // at_once,
+        per_device_train_batch_size=settings.batch_size,
         per_device_eval_batch_size=settings.batch_size,
         learning_rate=settings.learning_rate,
         lr_scheduler_type=settings.scheduler,
         warmup_steps=min(settings.warmup_steps, steps),
         weight_decay=settings.weight_decay,
         label_smoothing_factor=settings.label_smoothing,
-        bf16=bfloat16,
         use_cpu=device == "cpu",
         prediction_loss_only=True,
         eval_strategy="steps",
@@ -120,14 +117,23 @@ def finetune(
     )
 
     class Trainer(Seq2SeqTrainer):
-        """Pairs in the order of `LikeLengths`; to an evaluation greedy ROUGE-2, generated as elsewhere in lopside."""
+        """Pairs in the order of `LikeLengths`, gradients by `Parts`; to an evaluation greedy ROUGE-2, generated as
+        elsewhere in lopside."""
 
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-            return LikeLengths(_lengths(self.train_dataset), at_once, seed)
+            return LikeLengths(_lengths(self.train_dataset), settings.batch_size, seed)
+
+        def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+            with autocast():
+                return super().compute_loss(*args, **kwargs)
+
+        def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+            model.train()
+            return parts.backward(self._prepare_inputs(inputs), self.state.global_step)
 
         def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
             metrics = super().evaluate(*args, **kwargs)
-            with torch.autocast(device, dtype=torch.bfloat16, enabled=bfloat16):
+            with autocast():
                 outputs = generate(
                     model,
                     tokenizer,
@@ -140,6 +146,12 @@ def finetune(
             self.log({"eval_rouge2": scored.means["rouge2"]})
             return metrics | {"eval_rouge2": scored.means["rouge2"]}
 
+    class NoLastCheckpoint(TrainerCallback):
+        """The last step's would be taken after the last evaluation, only to be removed."""
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            control.should_save &= state.global_step < state.max_steps
+
     trainer = Trainer(
         model=model,
         args=arguments,
@@ -147,10 +159,9 @@ def finetune(
         eval_dataset=_tokenised(validation, tokenizer, inputs),
         data_collator=DataCollatorForSeq2Seq(tokenizer, model=model, label_pad_token_id=IGNORED),
         processing_class=tokenizer,
+        callbacks=[NoLastCheckpoint()],
     )
-    # As they take any keyword, the Trainer believes that these models divide by the tokens of the whole batch. They
-    # take the mean of what they are given: so that of a batch's parts is still to be taken.
-    trainer.model_accepts_loss_kwargs = False
+    parts = Parts(model, trainer.compute_loss, seed)
     with without_bars():
         trainer.train(resume_from_checkpoint=get_last_checkpoint(str(checkpoints)) if checkpoints.exists() else None)
     if not any("eval_loss" in entry and entry["step"] == steps for entry in trainer.state.log_history):
@@ -183,12 +194,6 @@ def _lengths(tokenised: Dataset) -> list[tuple[int, int]]:
     return [
         (len(source), len(target)) for source, target in zip(tokenised["input_ids"], tokenised["labels"], strict=True)
     ]
-
-
-def _pairs_at_once(batch_size: int, device: str) -> int:
-    """How many pairs of a batch go through the model at a time, equal parts of it; their gradients add up."""
-    parts = [size for size in range(MOST_AT_ONCE // 2, MOST_AT_ONCE + 1) if batch_size % size == 0]
-    return max(parts) if device == "cpu" and parts else batch_size
 
 
 def _checkpoint_folder(
