@@ -10,6 +10,7 @@ from torch import nn
 from lopside import packed as module
 from lopside.engines import Compiled
 from lopside.generation import Transformers
+from lopside.machine import has_fast_bfloat16
 from lopside.models import load_model
 from lopside.packed import packed
 
@@ -26,7 +27,15 @@ class Net(nn.Module):
         return found
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [
+        (torch.float32, 1e-5),
+        pytest.param(
+            torch.bfloat16, 2e-2, marks=pytest.mark.skipif(not has_fast_bfloat16(), reason="no bf16 instructions")
+        ),
+    ],
+)
 @pytest.mark.parametrize("rows", [(1,), (3, 1), (2, 5), (64, 80)])
 def test_products_are_the_same(dtype: torch.dtype, tolerance: float, rows: tuple[int, ...]) -> None:
     torch.manual_seed(0)
@@ -85,6 +94,9 @@ def test_what_it_cannot_pack_it_leaves_alone(monkeypatch: pytest.MonkeyPatch) ->
     assert nothing_packed(Net().to(torch.float64))
     assert nothing_packed(Net().to("meta"))
     assert nothing_packed(nn.ReLU())
+    monkeypatch.setattr(module, "has_fast_bfloat16", lambda: False)
+    assert nothing_packed(Net().to(torch.bfloat16))
+    monkeypatch.setattr(module, "has_fast_bfloat16", lambda: True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert nothing_packed(Net())
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)

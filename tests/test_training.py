@@ -1,16 +1,21 @@
 """Fine-tuning, on a tiny random model: what is written, that it is the same each time, and that a kill costs little."""
 
 import dataclasses
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 from safetensors.torch import load_file
+from transformers import Seq2SeqTrainer
+from transformers.trainer_pt_utils import LabelSmoother
 
 from lopside.batches import LikeLengths
 from lopside.inputs import Inputs
-from lopside.models import load_tokenizer, trained_in
+from lopside.models import load_tokenizer, read_config, trained_in
 from lopside.params import TrainParams
 from lopside.parts import Parts
 from lopside.training import CURVE_COLUMNS, finetune
@@ -44,11 +49,11 @@ def pairs(count: int) -> pd.DataFrame:
     )
 
 
-def run(source: Path, folder: Path, **changed: Any) -> Path:
-    """Fine-tune ``source`` into ``folder/model``, with the curve beside it."""
+def run(source: Path, folder: Path, count: int = 10, **changed: Any) -> Path:
+    """Fine-tune ``source`` on so many pairs into ``folder/model``, with the curve beside it."""
     settings = dataclasses.replace(SETTINGS, **changed)
     target = folder / "model"
-    finetune(source, target, folder / "curve.csv", pairs(10), pairs(5), settings, INPUTS, seed=0, device="cpu")
+    finetune(source, target, folder / "curve.csv", pairs(count), pairs(5), settings, INPUTS, seed=0, device="cpu")
     return target
 
 
@@ -96,12 +101,27 @@ def test_without_max_steps_whole_epochs_are_trained(
     assert pd.read_csv(tmp_path / "curve.csv").step.max() == 6  # two epochs of ceil(10 / 4) steps
 
 
-@pytest.mark.parametrize(("max_steps", "evaluations"), [(4, 2), (6, 3)])
+@pytest.mark.parametrize("family", ["tiny_bart", "tiny_t5"])
+@pytest.mark.parametrize(
+    ("max_steps", "evaluations", "changed"),
+    [(4, 2, {}), (6, 3, {}), (4, 2, {"batch_size": 32}), (4, 2, {"batch_size": 32, "dtype": "bfloat16"})],
+)
 def test_a_killed_run_goes_on_from_its_checkpoint_to_the_same_weights(
-    tiny_bart: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, max_steps: int, evaluations: int
+    request: pytest.FixtureRequest,
+    threads_as_before: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    family: str,
+    max_steps: int,
+    evaluations: int,
+    changed: dict[str, Any],
 ) -> None:
-    """Of three steps an epoch: from within the first, and from within the second."""
-    whole = run(tiny_bart, tmp_path / "whole", max_steps=max_steps, evaluations=evaluations)
+    """From within the first epoch, and from within the second; batches that go whole, and in parts, with dropout."""
+    torch.set_num_threads(2)
+    source = request.getfixturevalue(family)
+    assert any(value == 0.1 for key, value in read_config(source).items() if "dropout" in key)
+    how = {"max_steps": max_steps, "evaluations": evaluations, "count": 40 if changed else 10, **changed}
+    whole = run(source, tmp_path / "whole", **how)
     folder = tmp_path / "killed"
     steps: list[int] = []
     real = Parts.backward
@@ -117,15 +137,70 @@ def test_a_killed_run_goes_on_from_its_checkpoint_to_the_same_weights(
 
     monkeypatch.setattr(Parts, "backward", killed_at(max_steps))
     with pytest.raises(KeyboardInterrupt):
-        run(tiny_bart, folder, max_steps=max_steps, evaluations=evaluations)
+        run(source, folder, **how)
     assert not (folder / "model").exists()
     steps.clear()
     monkeypatch.setattr(Parts, "backward", killed_at(9))
-    resumed = run(tiny_bart, folder, max_steps=max_steps, evaluations=evaluations)
+    resumed = run(source, folder, **how)
     assert steps == [max_steps - 2, max_steps - 1]
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (resumed, whole))
     assert all((ours[name] == theirs[name]).all() for name in theirs)
     assert {path.name for path in folder.iterdir()} == {"model", "curve.csv"}
+
+
+def test_a_checkpoint_is_taken_at_each_evaluation_but_the_last(
+    tiny_bart: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[int] = []
+    real = Seq2SeqTrainer._save_checkpoint
+
+    def save(self: Any, *args: Any, **kwargs: Any) -> Any:
+        taken.append(self.state.global_step)
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(Seq2SeqTrainer, "_save_checkpoint", save)
+    run(tiny_bart, tmp_path, max_steps=7, evaluations=3)
+    assert taken == [3, 6]
+    assert list(pd.read_csv(tmp_path / "curve.csv").dropna(subset=["validation_loss"]).step) == [3, 6, 7]
+    taken.clear()
+    run(tiny_bart, tmp_path, max_steps=6, evaluations=3)
+    assert taken == [2, 4]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_label_smoothing_is_that_of_transformers_in_float32(
+    tiny_t5: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    found: list[tuple[torch.Tensor, float]] = []
+    real = Parts.backward
+
+    def backward(self: Any, batch: Any, step: int) -> Any:
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
+            self._model.eval()
+            outputs = self._model(**{name: values for name, values in batch.items() if name != "labels"})
+            theirs = LabelSmoother(0.2)({"logits": outputs.logits.float()}, batch["labels"])
+            found.append((self._loss(self._model, dict(batch)), float(theirs)))
+        return real(self, batch, step)
+
+    monkeypatch.setattr(Parts, "backward", backward)
+    run(tiny_t5, tmp_path, label_smoothing=0.2, dtype=dtype, evaluations=1)
+    assert len(found) == 4
+    for ours, theirs in found:
+        assert ours.dtype == torch.float32
+        assert float(ours) == pytest.approx(theirs, rel=1e-5)
+
+
+def test_references_are_padded_on_the_right_whatever_the_tokenizer_does(
+    tiny_bart: Path, trained: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(tiny_bart, source)
+    config = json.loads((source / "tokenizer_config.json").read_text())
+    (source / "tokenizer_config.json").write_text(json.dumps(config | {"padding_side": "left"}))
+    assert load_tokenizer(source).padding_side == "left"
+    target = run(source, tmp_path)
+    assert load_tokenizer(target).padding_side == "left"
+    assert (target / "model.safetensors").read_bytes() == (trained / "model.safetensors").read_bytes()
 
 
 def test_pairs_are_taken_in_the_order_of_like_lengths_epoch_by_epoch(

@@ -129,7 +129,7 @@ def _batches(
     """Padded batches on the model's device, in the order of the documents."""
     for start in range(0, len(documents), BATCH):
         part = slice(start, start + BATCH)
-        cut = {"truncation": True, "padding": True, "return_tensors": "pt"}
+        cut = {"truncation": True, "padding": True, "padding_side": "right", "return_tensors": "pt"}
         sources = tokenizer(list(documents[part]), max_length=max_source_tokens, **cut)
         targets = tokenizer(text_target=list(summaries[part]), max_length=max_target_tokens, **cut)
         labels = targets["input_ids"].masked_fill(targets["attention_mask"] == 0, IGNORED)

@@ -136,7 +136,7 @@ def set_threads(threads: int) -> int:
 
 @contextmanager
 def shared_threads(at_once: int) -> Iterator[ThreadPoolExecutor]:
-    """A pool of so many workers, among whom torch's threads are divided; afterwards it has them all again."""
+    """A pool of so many workers, no more than torch has threads, which are divided among them for as long."""
     import torch
 
     threads = torch.get_num_threads()

@@ -7,6 +7,8 @@ from functools import partial
 import torch
 from torch import nn
 
+from lopside.machine import has_fast_bfloat16
+
 
 @contextmanager
 def packed(model: nn.Module) -> Iterator[None]:
@@ -14,7 +16,8 @@ def packed(model: nn.Module) -> Iterator[None]:
 
     torch itself takes MKL for float32, and for bfloat16 has oneDNN bring weights in order again for each product. The
     results may differ in their last digits. It needs the memory of the weights once more; nothing may train or change
-    them meanwhile. Does nothing on a GPU, without oneDNN, and under autocast, which casts weights as it goes.
+    them meanwhile. Does nothing on a GPU, without oneDNN, in bfloat16 without instructions for it, and under autocast,
+    which casts weights as it goes.
     """
     layers = [module for module in model.modules() if type(module) is nn.Linear] if _packable(model) else []
     for layer in layers:
@@ -41,7 +44,7 @@ def _packable(model: nn.Module) -> bool:
     first = next(model.parameters(), torch.empty(0))
     return (
         first.device.type == "cpu"
-        and first.dtype in (torch.float32, torch.bfloat16)
+        and (first.dtype == torch.float32 or (first.dtype == torch.bfloat16 and has_fast_bfloat16()))
         and torch.backends.mkldnn.is_available()
         and not torch.is_autocast_enabled("cpu")
     )

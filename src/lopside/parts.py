@@ -1,7 +1,8 @@
 """The gradients of a large batch on a CPU: it goes through the model in parts, two of them at a time.
 
 Each of the two has half of the threads: while one is in Python, or in an operation too small to be shared, the other
-computes. And of few pairs at a time more stays in the caches.
+computes. And of few pairs at a time more stays in the caches. It needs memory for two parts, and for the gradients of
+all weights once more.
 """
 
 import random
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
+from transformers import PreTrainedModel
 
 from lopside.inputs import IGNORED
 from lopside.machine import shared_threads
@@ -21,26 +23,31 @@ MOST = 32
 """Pairs of a part: of more, less stays in the caches."""
 LEAST = 16
 """Pairs of each part from which two at a time are faster than one after the other, all threads in each."""
+ALONE = frozenset({"bigbird_pegasus"})
+"""Model types that draw by numpy's generator, of which there is one for all threads: one part at a time."""
 
 Batch = Mapping[str, torch.Tensor]
-"""As `DataCollatorForSeq2Seq` makes it: (pairs, tokens) each, padded on the right."""
+"""As `DataCollatorForSeq2Seq` makes it: (pairs, tokens) each."""
 Loss = Callable[[Any, dict[str, torch.Tensor]], torch.Tensor]
 """Of a model and a batch, the mean over its labels."""
 
 
 class Parts:
-    """Adds the gradients of batches to those of a model, as the backward pass of the whole batch would."""
+    """Adds the gradients of batches to those of a model: those of the whole batch, but for rounding and draws."""
 
-    def __init__(self, model: nn.Module, loss: Loss, seed: int) -> None:
-        """``seed``: with the number of the step it tells what is drawn for a batch that goes in parts."""
+    def __init__(self, model: PreTrainedModel, loss: Loss, seed: int) -> None:
+        """``seed``: of what is drawn for batches that go in parts; others draw by torch's own generator."""
         self._model, self._loss, self._seed = model, loss, seed
         self._twins: list[nn.Module] = []
 
     def backward(self, batch: Batch, step: int) -> torch.Tensor:
-        """The mean loss over the labels of ``batch``, whose gradient is added to ``grad`` of the parameters."""
-        at_once = min(AT_ONCE, torch.get_num_threads()) if batch["labels"].device.type == "cpu" else 0
+        """The mean loss over the labels of ``batch``, a scalar; its gradient is added to ``grad`` of the parameters.
+
+        ``step`` is the batch's number: with the seed, and how many parts are at work at a time, it tells what is drawn.
+        """
+        at_once = 1 if self._model.config.model_type in ALONE else min(AT_ONCE, torch.get_num_threads())
         count = count_parts(len(batch["labels"]), at_once)
-        if count == 1:
+        if count == 1 or self._model.device.type != "cpu":
             return _backward(self._loss(self._model, dict(batch)))
         while len(self._twins) < at_once - 1:
             self._twins.append(twin(self._model))
@@ -65,7 +72,7 @@ class Parts:
 class OwnDraws(TorchFunctionMode):
     """While it lasts, in this thread, dropout and `torch.rand` (layer dropout) draw by a generator of their own.
 
-    torch's is one for all threads, and whose turn it is would be left to chance.
+    torch's is one for all threads, and whose turn it is would be left to chance. Other draws are not caught.
     """
 
     def __init__(self, seed: int) -> None:
@@ -88,24 +95,22 @@ class OwnDraws(TorchFunctionMode):
 
 
 def count_parts(pairs: int, at_once: int) -> int:
-    """Into how many parts a batch is cut, ``at_once`` of which are at work at a time; 0 at once: into none."""
-    if not at_once:
+    """Into how many parts a batch is cut, ``at_once`` (1 or 2) of which are at work at a time."""
+    if pairs < at_once * LEAST:
         return 1
     fewest = -(-pairs // MOST)
-    even = -(-fewest // at_once) * at_once
-    return even if pairs >= even * LEAST else fewest
+    return -(-fewest // at_once) * at_once
 
 
 def part_of(batch: Batch, number: int, count: int) -> dict[str, torch.Tensor]:
-    """Every ``count``-th pair, from ``number`` on, without padding that none of these needs.
+    """Every ``count``-th pair, from ``number`` on, without the columns that are padding in all of these.
 
     Neighbours are alike where batches are sorted, so that the parts are about as much work.
     """
     part = {name: values[number::count] for name, values in batch.items()}
-    source, target = (max(1, int(there.sum(1).max())) for there in (part["attention_mask"], part["labels"] != IGNORED))
+    source, target = (part["attention_mask"] != 0).any(0), (part["labels"] != IGNORED).any(0)
     return {
-        name: values[:, : source if name in ("input_ids", "attention_mask") else target].contiguous()
-        for name, values in part.items()
+        name: values[:, source if name in ("input_ids", "attention_mask") else target] for name, values in part.items()
     }
 
 

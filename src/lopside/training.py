@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 import pandas as pd
 import torch
 from datasets import Dataset
+from torch.nn.functional import cross_entropy
 from transformers import (
     DataCollatorForSeq2Seq,
     PreTrainedTokenizerBase,
@@ -57,7 +59,8 @@ def finetune(
     """Train the model in folder ``source`` on ``train`` and write it to folder ``target``.
 
     Weights are kept in float32 throughout; ``settings.dtype`` is the precision of the forward and backward passes. A
-    run that was killed goes on from its last checkpoint, kept beside ``target`` until the run is complete.
+    run that was killed goes on from its last checkpoint, kept beside ``target`` until the run is complete: one is taken
+    at each evaluation but the last.
 
     Args:
         source: folder of the model and its tokenizer.
@@ -76,7 +79,8 @@ def finetune(
         # Equal runs give equal weights, as they do on a CPU: else 6-6 would differ from dense.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
-    tokenizer = load_tokenizer(source)
+    tokenizer, padder = load_tokenizer(source), load_tokenizer(source)
+    padder.padding_side = "right"  # some pad on the left, where a decoder takes padding for text
     # The backward of sdpa's flash attention on a CPU takes several times as long as plain attention's.
     model = load_model(source, dtype=torch.float32, device=device, attention="eager" if device == "cpu" else "sdpa")
     check_first_token(tokenizer, model.generation_config)
@@ -90,7 +94,8 @@ def finetune(
     every = max(1, math.ceil(steps / settings.evaluations))
     dtype = choose_dtype(settings.dtype, device)
     checkpoints = _checkpoint_folder(source, target, train, replace(settings, dtype=dtype), inputs, seed, device)
-    autocast = partial(torch.autocast, device, dtype=torch.bfloat16, enabled=dtype == "bfloat16")
+    # Without its cache of weights cast, which is one for all threads and gains nothing: each is used once a pass.
+    autocast = partial(torch.autocast, device, dtype=torch.bfloat16, enabled=dtype == "bfloat16", cache_enabled=False)
     arguments = Seq2SeqTrainingArguments(
         output_dir=str(checkpoints),
         max_steps=steps,
@@ -100,7 +105,6 @@ def finetune(
         lr_scheduler_type=settings.scheduler,
         warmup_steps=min(settings.warmup_steps, steps),
         weight_decay=settings.weight_decay,
-        label_smoothing_factor=settings.label_smoothing,
         use_cpu=device == "cpu",
         prediction_loss_only=True,
         eval_strategy="steps",
@@ -115,6 +119,9 @@ def finetune(
         seed=seed,
         data_seed=seed,
     )
+
+    if device == "cuda":
+        arguments._n_gpu = min(1, arguments.n_gpu)  # the Trainer would take all that there are, a batch for each
 
     class Trainer(Seq2SeqTrainer):
         """Pairs in the order of `LikeLengths`, gradients by `Parts`; to an evaluation greedy ROUGE-2, generated as
@@ -133,7 +140,8 @@ def finetune(
 
         def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
             metrics = super().evaluate(*args, **kwargs)
-            with autocast():
+            # On a CPU in float32: autocast is for one thread, and generation has several.
+            with autocast() if device == "cuda" else nullcontext():
                 outputs = generate(
                     model,
                     tokenizer,
@@ -146,6 +154,11 @@ def finetune(
             self.log({"eval_rouge2": scored.means["rouge2"]})
             return metrics | {"eval_rouge2": scored.means["rouge2"]}
 
+    def smoothed_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+        """In float32: under autocast on a CPU transformers' own would stay in bfloat16."""
+        logits = outputs["logits"].float().flatten(0, 1)
+        return cross_entropy(logits, labels.flatten(), label_smoothing=settings.label_smoothing)
+
     class NoLastCheckpoint(TrainerCallback):
         """The last step's would be taken after the last evaluation, only to be removed."""
 
@@ -157,15 +170,14 @@ def finetune(
         args=arguments,
         train_dataset=_tokenised(train, tokenizer, inputs),
         eval_dataset=_tokenised(validation, tokenizer, inputs),
-        data_collator=DataCollatorForSeq2Seq(tokenizer, model=model, label_pad_token_id=IGNORED),
+        data_collator=DataCollatorForSeq2Seq(padder, model=model, label_pad_token_id=IGNORED),
         processing_class=tokenizer,
+        compute_loss_func=smoothed_loss if settings.label_smoothing else None,
         callbacks=[NoLastCheckpoint()],
     )
     parts = Parts(model, trainer.compute_loss, seed)
     with without_bars():
         trainer.train(resume_from_checkpoint=get_last_checkpoint(str(checkpoints)) if checkpoints.exists() else None)
-    if not any("eval_loss" in entry and entry["step"] == steps for entry in trainer.state.log_history):
-        trainer.evaluate()
     _write_curve(curve, trainer.state.log_history)
     with new_folder(target) as folder, without_bars():
         model.save_pretrained(folder)
