@@ -1,4 +1,4 @@
-"""The gradients of a large batch on a CPU: it goes through the model in parts, two of them at a time.
+"""The gradients of a large batch on a CPU: it goes through the model in parts of 16 to 32 pairs, two of them at a time.
 
 Each of the two has half of the threads: while one is in Python, or in an operation too small to be shared, the other
 computes. And of few pairs at a time more stays in the caches. It needs memory for two parts, and for the gradients of

@@ -66,7 +66,8 @@ def finetune(
         source: folder of the model and its tokenizer.
         target: folder to write: weights, configs, tokenizer, training.json (and lopside.json where there is one).
         curve: CSV file to write, columns ``CURVE_COLUMNS``: mean training loss since the row before, loss per token
-            and greedy ROUGE-2 (0 to 100) on the first ``settings.evaluation_documents`` of ``validation``.
+            and greedy ROUGE-2 (0 to 100) on the first ``settings.evaluation_documents`` of ``validation``. Losses are
+            smoothed where ``settings.label_smoothing`` is not 0.
         train: columns ``document`` and ``summary``. Where the steps need fewer pairs, a sample by ``seed`` is taken.
         validation: likewise.
         settings: see params.yaml, group ``train``.
@@ -94,7 +95,7 @@ def finetune(
     every = max(1, math.ceil(steps / settings.evaluations))
     dtype = choose_dtype(settings.dtype, device)
     checkpoints = _checkpoint_folder(source, target, train, replace(settings, dtype=dtype), inputs, seed, device)
-    # Without its cache of weights cast, which is one for all threads and gains nothing: each is used once a pass.
+    # Without its cache of weights cast, which is one for all threads and gains nothing: most are used once a pass.
     autocast = partial(torch.autocast, device, dtype=torch.bfloat16, enabled=dtype == "bfloat16", cache_enabled=False)
     arguments = Seq2SeqTrainingArguments(
         output_dir=str(checkpoints),
@@ -130,9 +131,16 @@ def finetune(
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:
             return LikeLengths(_lengths(self.train_dataset), settings.batch_size, seed)
 
-        def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        def compute_loss(
+            self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> Any:
             with autocast():
-                return super().compute_loss(*args, **kwargs)
+                loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+            if settings.label_smoothing:
+                # transformers' own would take the labels from the model, and stay in bfloat16 on a CPU.
+                logits = outputs["logits"].float().flatten(0, 1)
+                loss = cross_entropy(logits, inputs["labels"].flatten(), label_smoothing=settings.label_smoothing)
+            return (loss, outputs) if return_outputs else loss
 
         def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
             model.train()
@@ -141,7 +149,7 @@ def finetune(
         def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
             metrics = super().evaluate(*args, **kwargs)
             # On a CPU in float32: autocast is for one thread, and generation has several.
-            with autocast() if device == "cuda" else nullcontext():
+            with autocast(cache_enabled=True) if device == "cuda" else nullcontext():
                 outputs = generate(
                     model,
                     tokenizer,
@@ -153,11 +161,6 @@ def finetune(
             scored = score(list(validation.summary), [output.summary for output in outputs], resamples=100)
             self.log({"eval_rouge2": scored.means["rouge2"]})
             return metrics | {"eval_rouge2": scored.means["rouge2"]}
-
-    def smoothed_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
-        """In float32: under autocast on a CPU transformers' own would stay in bfloat16."""
-        logits = outputs["logits"].float().flatten(0, 1)
-        return cross_entropy(logits, labels.flatten(), label_smoothing=settings.label_smoothing)
 
     class NoLastCheckpoint(TrainerCallback):
         """The last step's would be taken after the last evaluation, only to be removed."""
@@ -172,7 +175,6 @@ def finetune(
         eval_dataset=_tokenised(validation, tokenizer, inputs),
         data_collator=DataCollatorForSeq2Seq(padder, model=model, label_pad_token_id=IGNORED),
         processing_class=tokenizer,
-        compute_loss_func=smoothed_loss if settings.label_smoothing else None,
         callbacks=[NoLastCheckpoint()],
     )
     parts = Parts(model, trainer.compute_loss, seed)
@@ -219,6 +221,7 @@ def _checkpoint_folder(
         "inputs": asdict(inputs),
         "seed": seed,
         "device": device,
+        "threads": torch.get_num_threads() if device == "cpu" else None,
     }
     key = hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()[:12]
     folder = target.with_name(f".{target.name}-checkpoints-{key}")
