@@ -120,13 +120,11 @@ def finetune(
         seed=seed,
         data_seed=seed,
     )
-
     if device == "cuda":
-        arguments._n_gpu = min(1, arguments.n_gpu)  # the Trainer would take all that there are, a batch for each
+        arguments._n_gpu = 1  # the Trainer would take all that there are, a batch for each
 
     class Trainer(Seq2SeqTrainer):
-        """Pairs in the order of `LikeLengths`, gradients by `Parts`; to an evaluation greedy ROUGE-2, generated as
-        elsewhere in lopside."""
+        """Pairs in the order of `LikeLengths`, gradients by `Parts`; an evaluation has greedy ROUGE-2, too."""
 
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:
             return LikeLengths(_lengths(self.train_dataset), settings.batch_size, seed)
